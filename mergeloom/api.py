@@ -22,9 +22,9 @@ from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.storage.source import IOMode
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.config import Configuration
-from mergeloom.planners.config.findings import check_known
-from mergeloom.planners.config.load import config_from, load_config, parse_config
-from mergeloom.planners.config.settings import Setting, parse_setting, setting_of
+from mergeloom.planners.config.findings import refuse_unknown
+from mergeloom.planners.config.load import config_from_data, load_config, parse_config
+from mergeloom.planners.config.settings import Setting, parse_setting, setting_from_value
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import make_plan
 from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, PlanOptions
@@ -333,7 +333,7 @@ def planner_arguments(
     )
     configuration = _configuration(config, _settings(settings))
     if arguments.boolean(strict, "strict"):
-        check_known(configuration.warnings)
+        refuse_unknown(configuration.warnings)
     resolver = resolver_for(configuration, model_dirs, search, observer)
     return configuration, resolver, options
 
@@ -366,7 +366,7 @@ def resolver_for(
 def _check_model_dirs(configuration: Configuration, given: Mapping[str, Path]) -> None:
     named: set[str] = set()
     for document in configuration.documents:
-        for reference in document.mentioned():
+        for reference in document.named_models():
             named |= {str(reference), str(reference.model), reference.model.path}
     for name in given:
         if name not in named:
@@ -382,7 +382,7 @@ def _configuration(config: object, settings: Sequence[Setting]) -> Configuration
             return config
         return parse_config(config.text, "config", config.path, settings=settings)
     if isinstance(config, Mapping):
-        return config_from(config, settings)
+        return config_from_data(config, settings)
     if isinstance(config, str) and "\n" in config:
         raise LoomError(
             f"config must be a path or a mapping, not {config[:30]!a}, the text of a configuration",
@@ -393,7 +393,7 @@ def _configuration(config: object, settings: Sequence[Setting]) -> Configuration
 
 def _settings(given: object) -> list[Setting]:
     if isinstance(given, Mapping):
-        return [setting_of(arguments.text(key, "settings"), v) for key, v in given.items()]
+        return [setting_from_value(arguments.text(key, "settings"), v) for key, v in given.items()]
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise LoomError(f"settings must be a mapping or a list of texts, not {ascii(given)[:40]}")
     return [parse_setting(arguments.text(each, "settings")) for each in given]

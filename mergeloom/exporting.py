@@ -48,7 +48,7 @@ def export(
         budget is too small. RunError: reading, computing or writing failed. KeyboardInterrupt:
         interrupted; finished work is kept.
     """
-    from mergeloom.planners.export.gguf import FILE, TYPES, make_export
+    from mergeloom.planners.export.gguf import FILE_NAME, TYPES, plan_export
 
     began = time.perf_counter()
     observer = observer or Observer()
@@ -60,7 +60,7 @@ def export(
     workers = None if threads is None else arguments.integer(threads, "threads", 1)
     name = os.fspath(model)
     resolver = resolver_for(None, model_dirs, search, observer)
-    planned = make_export(
+    planned = plan_export(
         name, resolver, kind, path.stem, arguments.boolean(tokenizer, "tokenizer")
     )
     here = process.this_machine(cpu_arithmetic(), TORCH, workers)
@@ -79,7 +79,7 @@ def export(
         poll=progressed,
         building=observer.building,
     )
-    os.replace(directory / FILE, path)
+    os.replace(directory / FILE_NAME, path)
     shutil.rmtree(directory)
     return ExportReport(
         model=name,

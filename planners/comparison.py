@@ -1,6 +1,6 @@
-"""Comparison of two models, and of their changes to a base: which tensors can be compared.
+"""Plans the comparison of two models, and of their changes to a base.
 
-Reads headers only; values are compared by measuring the graph (`engine.measure`).
+Reads headers only; `engine.measure` compares the values, by running the graph.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
 
-_TOP_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype"})
+_IGNORED_KEYS = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype"})
 """Keys of a configuration that do not affect what the model computes."""
 
 
 @dataclass(frozen=True)
-class Aligned:
-    """The names of a tensor of the second model, of the tensor of the first it is compared with
-    and, if there is one, of that of the base."""
+class AlignedNames:
+    """The ``name`` of a tensor of the second model, and the names of the tensors it is compared
+    with: in the ``first`` model and, if there is one, in the ``base``."""
 
     name: str
     first: str
@@ -35,9 +35,12 @@ class Aligned:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A tensor of both models: its ``layer`` in the main stack, and the ``obstacle`` if it cannot
-    be compared. ``base`` is its name in the base, if present there."""
+class TensorPair:
+    """A tensor of both models; ``layer`` is its layer in the main stack.
+
+    ``obstacle`` says why it cannot be compared, ``base`` is its name in the base; both may be
+    absent.
+    """
 
     name: str
     first: str
@@ -57,11 +60,12 @@ class Comparison:
 
     models: tuple[Model, Model]
     base: Model | None
-    pairs: tuple[Pair, ...]
+    pairs: tuple[TensorPair, ...]
     only: tuple[tuple[str, ...], tuple[str, ...]]
     """Tensors that only one model has."""
     settings: tuple[tuple[str, Any, Any], ...]
-    """Differing values of ``config.json``: key, and the value in each (``None`` if absent)."""
+    """Differing values of ``config.json``: the key, and the value in each model (``None`` if
+    absent)."""
     merges: Mapping[str, Merge]
 
 
@@ -77,7 +81,7 @@ class Comparisons:
 def compare_models(
     a: str, b: str, base: str | None, resolver: Resolver, pattern: str | None = None
 ) -> Comparisons:
-    """Plan the comparison of the models with these references; with ``pattern``, only of tensors
+    """Plan the comparison of two models, given by reference; with ``pattern``, only of tensors
     whose names contain it.
 
     Raises:
@@ -89,22 +93,22 @@ def compare_models(
     origin = None if base is None else models.get(parse_reference(base))
     names = [name for name in first if pattern is None or pattern in name]
     others = [name for name in second if pattern is None or pattern in name]
-    aligned = [Aligned(name, name, name) for name in names if name in second]
+    aligned = [AlignedNames(name, name, name) for name in names if name in second]
     if not aligned:
-        raise _nothing(first, second, pattern)
+        raise _nothing_in_common(first, second, pattern)
     builder = GraphBuilder()
     only = (
         tuple(name for name in names if name not in second),
         tuple(name for name in others if name not in first),
     )
-    return _together(builder, [_compare(builder, (first, second), origin, aligned, only)])
+    return _with_graph(builder, [_compare(builder, (first, second), origin, aligned, only)])
 
 
 def compare_inputs(
-    output: str, sources: Mapping[str, Sequence[Aligned]], base: str | None, resolver: Resolver
+    output: str, sources: Mapping[str, Sequence[AlignedNames]], base: str | None, resolver: Resolver
 ) -> Comparisons:
-    """Plan the comparison of a merge's output with each of its inputs: each tensor with those it
-    was merged from (``sources``, by model), and with the merge's base, if that is another model.
+    """Plan the comparison of a merge's output with each of its inputs, and with the merge's base,
+    if that is another model. ``sources`` are the compared tensors, by input model.
 
     Raises:
         ConfigError, CheckpointError: as `compare_models`.
@@ -121,10 +125,10 @@ def compare_inputs(
         there = [each for each in aligned if each.first in first and each.name in second]
         own = None if origin is first else origin
         found.append(_compare(builder, (first, second), own, there, ((), ())))
-    return _together(builder, found)
+    return _with_graph(builder, found)
 
 
-def _together(builder: GraphBuilder, found: Sequence[Comparison]) -> Comparisons:
+def _with_graph(builder: GraphBuilder, found: Sequence[Comparison]) -> Comparisons:
     merges = [merge for each in found for merge in each.merges.values()]
     return Comparisons(builder.measuring(merges), tuple(found))
 
@@ -133,7 +137,7 @@ def _compare(
     builder: GraphBuilder,
     models: tuple[Model, Model],
     base: Model | None,
-    aligned: Sequence[Aligned],
+    aligned: Sequence[AlignedNames],
     only: tuple[tuple[str, ...], tuple[str, ...]],
 ) -> Comparison:
     first, second = models
@@ -143,20 +147,20 @@ def _compare(
         base=base,
         pairs=pairs,
         only=only,
-        settings=tuple(_settings(first.config, second.config)),
+        settings=tuple(_config_differences(first.config, second.config)),
         merges={
-            pair.name: _merge(builder, pair, first, second, base)
+            pair.name: _measuring_merge(builder, pair, first, second, base)
             for pair in pairs
             if pair.obstacle is None
         },
     )
 
 
-def _pair(aligned: Aligned, first: Model, second: Model, base: Model | None) -> Pair:
+def _pair(aligned: AlignedNames, first: Model, second: Model, base: Model | None) -> TensorPair:
     name, own, origin = aligned.name, aligned.first, aligned.base
     shapes = first.shape(own), second.shape(name)
     dtypes = first.dtype(own), second.dtype(name)
-    layer, kind = _layer(name, second.architecture.main.prefix)
+    layer, kind = _layer_and_kind(name, second.architecture.main.prefix)
     obstacle = None
     if shapes[0] != shapes[1]:
         obstacle = "shapes differ"
@@ -165,16 +169,18 @@ def _pair(aligned: Aligned, first: Model, second: Model, base: Model | None) -> 
         obstacle = f"it holds {held.holds}"
     elif 0 in shapes[0]:
         obstacle = "it has no elements"
-    if base is None or origin is None or not _fits(base, origin, shapes[0]):
+    if base is None or origin is None or not _is_comparable(base, origin, shapes[0]):
         origin = None
-    return Pair(name, own, layer, kind, shapes, (dtypes[0].name, dtypes[1].name), obstacle, origin)
+    return TensorPair(
+        name, own, layer, kind, shapes, (dtypes[0].name, dtypes[1].name), obstacle, origin
+    )
 
 
-def _fits(model: Model, name: str, shape: tuple[int, ...]) -> bool:
+def _is_comparable(model: Model, name: str, shape: tuple[int, ...]) -> bool:
     return name in model and model.shape(name) == shape and model.dtype(name).floating
 
 
-def _layer(name: str, prefix: str) -> tuple[int | None, str]:
+def _layer_and_kind(name: str, prefix: str) -> tuple[int | None, str]:
     if prefix and name.startswith(prefix):
         number, dot, rest = name[len(prefix) :].partition(".")
         if number.isdigit():
@@ -182,8 +188,8 @@ def _layer(name: str, prefix: str) -> tuple[int | None, str]:
     return None, name
 
 
-def _merge(
-    builder: GraphBuilder, pair: Pair, first: Model, second: Model, base: Model | None
+def _measuring_merge(
+    builder: GraphBuilder, pair: TensorPair, first: Model, second: Model, base: Model | None
 ) -> Merge:
     inputs: list[Load | Merge] = [first.node(builder, pair.first), second.node(builder, pair.name)]
     if base is not None and pair.base is not None:
@@ -191,20 +197,20 @@ def _merge(
     return builder.merge(inputs, Compare(len(inputs) == 3), pair.name)
 
 
-def _settings(
+def _config_differences(
     one: Mapping[str, Any], other: Mapping[str, Any], path: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
     for key in dict.fromkeys([*one, *other]):
-        if key in _TOP_KEYS:
+        if key in _IGNORED_KEYS:
             continue
         here, there = one.get(key), other.get(key)
         if isinstance(here, Mapping) and isinstance(there, Mapping):
-            yield from _settings(here, there, f"{path}{key}.")
+            yield from _config_differences(here, there, f"{path}{key}.")
         elif here != there:
             yield f"{path}{key}", here, there
 
 
-def _nothing(first: Model, second: Model, pattern: str | None) -> CheckpointError:
+def _nothing_in_common(first: Model, second: Model, pattern: str | None) -> CheckpointError:
     if pattern is not None:
         near = nearest(pattern, list(first))
         return CheckpointError(

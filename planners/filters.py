@@ -1,11 +1,11 @@
-"""Detects values of parameters that no tensor gets, because of their filters."""
+"""Warns of values of parameters that no tensor gets, because of their filters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from mergeloom.planners.config.findings import Findings
-from mergeloom.planners.config.parameters import Entry, Parameters
+from mergeloom.planners.config.parameters import ParameterEntry, Parameters
 
 
 def warn_of_idle_filters(
@@ -42,5 +42,5 @@ def warn_of_idle_filters(
                     )
 
 
-def _takes_all_of(earlier: Entry, entry: Entry) -> bool:
+def _takes_all_of(earlier: ParameterEntry, entry: ParameterEntry) -> bool:
     return earlier.filter is None or (entry.filter is not None and earlier.filter in entry.filter)

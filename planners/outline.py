@@ -1,11 +1,24 @@
-"""The outline of a document's output for reports: plain records, common to all planners."""
+"""The outline of a document's output for reports: plain records that all planners use."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from mergeloom.engine.base.records import dataclass
 
 Layers = tuple[int, int]
 """Layers ``[start, stop)``."""
+
+
+def layer_ranges(layers: Iterable[int]) -> tuple[Layers, ...]:
+    """Layer numbers as ranges, in order."""
+    ranges: list[Layers] = []
+    for layer in sorted(layers):
+        if ranges and ranges[-1][1] == layer:
+            ranges[-1] = (ranges[-1][0], layer + 1)
+        else:
+            ranges.append((layer, layer + 1))
+    return tuple(ranges)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Plans a merge: from a configuration to graph, side files and identity.
+"""Plans a merge: turns a configuration into a graph, side files and an identity.
 
 Reads headers and small files only, and does not import torch.
 """
@@ -32,9 +32,9 @@ from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.outline import Outline
-from mergeloom.planners.output.shards import Layout, lay_out_folders, shards_of
+from mergeloom.planners.output.shards import Layout, lay_out_folders, shard_by_tensor
 from mergeloom.planners.output.side_files import CONFIGURATION_NAME, side_files
-from mergeloom.planners.planner import Planning, PlanOptions
+from mergeloom.planners.planner import PlanningContext, PlanOptions
 from mergeloom.planners.recipe import Recipe
 from mergeloom.planners.tensors import TensorPlan
 from mergeloom.planners.unused import Unused, unused_tensors
@@ -44,19 +44,19 @@ if TYPE_CHECKING:
     from mergeloom.engine.job import Job
 
 SMALL_SHARD_BYTES = 1_000_000
-"""Shards smaller than this are probably a mistake."""
+"""Smaller shards are probably a mistake."""
 
 
 @dataclass(frozen=True, repr=False)
 class Plan:
     """A planned merge: everything known before any weight is read.
 
-    ``outlines`` has one outline per document, the output's last; ``tensor_plans`` yields the plan
-    of each output tensor, each of ``earlier_plans`` those of an earlier document. ``config`` is the
-    output's configuration, ``config_changes`` how it differs from the donor's because of changed
-    layers; ``models`` are the checkpoints by name in the merge configuration; ``unused`` are
-    tensors of theirs that are left out, with reasons; ``findings`` are warnings. For ``draws`` and
-    ``tied`` see `Recipe`.
+    ``outlines`` has one outline per document, the output's last. ``tensor_plans`` yields the plan
+    of each output tensor, and each of ``earlier_plans`` the plans of an earlier document.
+    ``config`` is the content of the output's ``config.json``; ``config_changes`` says how it
+    differs from the donor's because of changed layers. ``models`` are the checkpoints by name in
+    the merge configuration, ``unused`` their tensors that are left out, with reasons; ``findings``
+    are warnings. For ``draws`` and ``tied`` see `Recipe`.
     """
 
     configuration: Configuration
@@ -117,20 +117,22 @@ class Plan:
             ConfigError: the output has no such tensor.
         """
         names = [write.name for write in self.graph.writes]
-        return matching(self.tensor_plans(), names, tensor, whole=True)[0]
+        return matching_plans(self.tensor_plans(), names, tensor, whole=True)[0]
 
     def __repr__(self) -> str:
         return f"<Plan of {len(self.graph.writes)} tensors, {self.fingerprint}>"
 
 
-def matching(
+def matching_plans(
     plans: Iterable[TensorPlan], names: Sequence[str], pattern: str | None, whole: bool = False
 ) -> list[TensorPlan]:
-    """The plan in ``plans`` (for the tensors ``names``) of the tensor called ``pattern``; or else,
-    unless ``whole``, the plans of all tensors whose names contain it; without a pattern, all plans.
+    """The plan of the tensor called ``pattern`` or, if there is none, the plans of all tensors
+    whose names contain it; without a pattern, all plans.
+
+    ``plans`` are for the tensors ``names``; with ``whole``, ``pattern`` must be a full name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no name matches.
     """
     if pattern is None:
         return list(plans)
@@ -138,14 +140,14 @@ def matching(
     if not wanted and not whole:
         wanted = {name for name in names if pattern in name}
     if not wanted:
-        remedy = _like(pattern, names[:20000])
+        remedy = _similar_names(pattern, names[:20000])
         raise ConfigError(f"the output has no tensor '{pattern}'", remedy=remedy)
     found = (plan for plan in plans if plan.name in wanted)
-    return list(islice(found, len(wanted)))  # plans are created lazily: stop when all are found
+    return list(islice(found, len(wanted)))  # stop when all are found: plans are made on demand
 
 
-def _like(pattern: str, names: Sequence[str]) -> str:
-    """A suggestion of a similar part of the names, or else some names."""
+def _similar_names(pattern: str, names: Sequence[str]) -> str:
+    """A suggestion: a similar name or part of one, or else some of the names."""
     parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
     near = nearest(pattern, [*parts, *names])
     if near is not None:
@@ -162,7 +164,7 @@ class Decisions:
     enough to explain every tensor."""
 
     configuration: Configuration
-    planning: Planning
+    planning: PlanningContext
     recipes: tuple[Recipe, ...]
 
     @property
@@ -175,11 +177,11 @@ class Decisions:
         """Maximum size of a shard's data in bytes."""
         return self.planning.options.max_shard_bytes if self.recipe.sharded else sys.maxsize
 
-    def places(self) -> Mapping[str, str]:
+    def files_by_tensor(self) -> Mapping[str, str]:
         """The file of each tensor, by tensor name."""
         recipe = self.recipe
         tensors = list(recipe.output.tensors.values())
-        return shards_of(tensors, self.max_shard_bytes, recipe.stem, recipe.stems)
+        return shard_by_tensor(tensors, self.max_shard_bytes, recipe.stem, recipe.stems)
 
 
 def decide(
@@ -188,8 +190,8 @@ def decide(
     options: PlanOptions,
     keeps_plans: bool = False,
 ) -> Decisions:
-    """Plan all documents of ``configuration``; all errors are found here.
-    ``keeps_plans`` as in `Planning`.
+    """Plan all documents of ``configuration``; all errors are found here. For ``keeps_plans`` see
+    `PlanningContext`.
 
     Raises:
         ConfigError: it is invalid for these models.
@@ -199,11 +201,11 @@ def decide(
     findings = Findings(configuration.warnings)
     place = Path() if configuration.path is None else configuration.path.parent
     folder = LocalFolder(place, confined=False)
-    planning = Planning(models, options, GraphBuilder(), findings, folder, keeps_plans)
+    planning = PlanningContext(models, options, GraphBuilder(), findings, folder, keeps_plans)
     recipes = []
     for document in configuration.documents:
         planner = registry.get(document.planner)
-        with findings.together(document.place):
+        with findings.collecting(document.place):
             recipe = planner.plan(document, planning)
         recipes.append(recipe)
         if document.name is not None:
@@ -211,7 +213,7 @@ def decide(
     for document in configuration.documents[:-1]:
         if document.name not in models.used_stages:
             findings.warn(document.place, f"stage '{document.name}' is used by no other")
-    recipes[-1] = _in_codes(configuration, recipes[-1], planning)
+    recipes[-1] = _quantised_output(configuration, recipes[-1], planning)
     return Decisions(configuration, planning, tuple(recipes))
 
 
@@ -226,14 +228,14 @@ def make_plan(configuration: Configuration, resolver: Resolver, options: PlanOpt
 
 
 def _plan(decided: Decisions) -> Plan:
-    """Build graph, shards and identity of the decisions."""
+    """The plan of the decisions, with graph, shards and identity."""
     recipes, recipe, models = decided.recipes, decided.recipe, decided.planning.models
     configuration, options = decided.configuration, decided.planning.options
-    layout, graph = _graph(decided)
+    layout, graph = _shards_and_graph(decided)
     stored = models.stored_by_name()
     named = {**models.found, **models.adapters}
     files = side_files(configuration, recipes, layout, named)
-    identity = {**_identity(configuration, options, stored, files), **_arithmetic(graph)}
+    identity = {**_identity(configuration, options, stored, files), **_arithmetic_identity(graph)}
     return Plan(
         configuration=configuration,
         options=options,
@@ -246,7 +248,7 @@ def _plan(decided: Decisions) -> Plan:
         graph=graph,
         layout=layout,
         config=recipe.output.config,
-        config_changes=tuple(_changes(recipes)),
+        config_changes=tuple(_config_changes(recipes)),
         models=stored,
         side_files=files,
         identity=identity,
@@ -256,12 +258,12 @@ def _plan(decided: Decisions) -> Plan:
     )
 
 
-def _in_codes(
+def _quantised_output(
     configuration: Configuration,
     recipe: Recipe,
-    planning: Planning,
+    planning: PlanningContext,
 ) -> Recipe:
-    """The output, quantised if its document has ``quantize``."""
+    """The recipe of the output, quantised if its document has ``quantize``."""
     *earlier, last = configuration.documents
     for document in earlier:
         if document.quantize is not None:
@@ -269,7 +271,7 @@ def _in_codes(
             raise place.error("only the last document's output is written", "remove it here")
     if last.quantize is None:
         return recipe
-    from mergeloom.planners.output.quantised import quantised
+    from mergeloom.planners.output.quantised import quantise_output
 
     place, models = last.quantize.place, planning.models.stored_by_name()
     if cpu_arithmetic() is TORCH:
@@ -278,10 +280,10 @@ def _in_codes(
             "install numba",
         )
     wanted, findings = str(last.quantize.content), planning.findings
-    return quantised(recipe, wanted, place, models, planning.builder, findings)
+    return quantise_output(recipe, wanted, place, models, planning.builder, findings)
 
 
-def _graph(decided: Decisions) -> tuple[Layout, Graph]:
+def _shards_and_graph(decided: Decisions) -> tuple[Layout, Graph]:
     """The shards of the output, and the graph of tasks that write them."""
     recipe, planning, most = decided.recipe, decided.planning, decided.max_shard_bytes
     tensors = list(recipe.output.tensors.values())
@@ -293,7 +295,7 @@ def _graph(decided: Decisions) -> tuple[Layout, Graph]:
     return layout, graph
 
 
-def _changes(recipes: Sequence[Recipe]) -> Iterator[str]:
+def _config_changes(recipes: Sequence[Recipe]) -> Iterator[str]:
     """The configuration changes of all documents, prefixed with the stage name if any."""
     for recipe in recipes:
         name = recipe.outline.name
@@ -302,7 +304,7 @@ def _changes(recipes: Sequence[Recipe]) -> Iterator[str]:
 
 
 def _small_shards(nbytes: int, files: int) -> Finding:
-    """The warning for tiny shards: mergekit's ``5B`` means five billion bytes."""
+    """The warning for tiny shards, as from ``5B``, which means five gigabytes in mergekit."""
     remedy = f"did you mean {nbytes}GB?" if nbytes < 1000 else ""
     cause = f"the largest shard has {nbytes} bytes, so there are {files} files"
     return Finding(cause, None, remedy, "unusual-value", Severity.WARNING)
@@ -314,12 +316,12 @@ def _identity(
     models: Mapping[str, Checkpoint],
     files: Sequence[SideFile],
 ) -> dict[str, str]:
-    """Everything covered by the fingerprint, by name, with readable values."""
+    """Everything that the fingerprint covers, by name, with readable values."""
     identity: dict[str, str] = {}
     documents = load_documents(configuration.text, "config", Findings())
     for number, document in enumerate(documents):
         stage = "" if len(documents) == 1 else f"{number + 1}. "
-        for key, value in _leaves(document):
+        for key, value in _scalar_values(document):
             identity[f"configuration: {stage}{key}"] = str(value.content)
     for name, checkpoint in models.items():
         for source in checkpoint.sources:
@@ -335,21 +337,21 @@ def _identity(
     return identity
 
 
-def _leaves(value: Value) -> Iterator[tuple[str, Value]]:
+def _scalar_values(value: Value) -> Iterator[tuple[str, Value]]:
     """Every scalar value of a document, with its key path."""
     if isinstance(value.content, dict):
         for item in value.content.values():
-            yield from _leaves(item)
+            yield from _scalar_values(item)
     elif isinstance(value.content, list):
         for item in value.content:
-            yield from _leaves(item)
+            yield from _scalar_values(item)
     else:
         yield value.place.path, value
 
 
-def _arithmetic(graph: Graph) -> dict[str, str]:
-    """The arithmetic, if anything is computed."""
-    kernels = {id(merge.kernel): merge.kernel for merge in graph.merges}  # most share theirs
+def _arithmetic_identity(graph: Graph) -> dict[str, str]:
+    """The names of the arithmetic that computes; empty if all tensors are copied."""
+    kernels = {id(merge.kernel): merge.kernel for merge in graph.merges}  # most merges share one
     here = cpu_arithmetic()
     computing = (kernel for kernel in kernels.values() if not isinstance(kernel, Copy))
     found = {here if kernel.uses else TORCH for kernel in computing}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mergeloom.planners.recipe import Recipe
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+"""Maximum size of a shard's data, unless an option says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,13 @@ class PlanOptions:
 
 
 @dataclass(frozen=True)
-class Planning:
+class PlanningContext:
     """The context of planners, shared by all documents of a configuration.
 
     ``models`` opens models; tasks are added to ``builder``, warnings and errors to ``findings``.
-    ``folder`` is the folder of the configuration, for files that it names. ``keeps_plans`` says
-    that tensor plans will be needed, and hardly a graph: plans are kept instead of computed again,
-    and merges are made when they are asked for.
+    ``folder`` is the folder of the configuration, for files that it names. With
+    ``keeps_plans``, as for `explain`, tensor plans are needed more than the graph: they are kept
+    instead of computed again, and merges are made on demand.
     """
 
     models: Models
@@ -65,7 +66,7 @@ class Planner(ABC, Generic[D]):
         """
 
     @abstractmethod
-    def plan(self, document: D, planning: Planning) -> Recipe:
+    def plan(self, document: D, planning: PlanningContext) -> Recipe:
         """Plan the document. Reads headers and small files only, and does not import torch.
 
         Raises:

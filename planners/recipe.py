@@ -12,12 +12,12 @@ from mergeloom.planners.outline import Outline
 from mergeloom.planners.tensors import TensorPlan
 from mergeloom.planners.vocabulary.summary import VocabularySummary
 
-Reason = tuple[str, int | None]
+LeftOutReason = tuple[str, int | None]
 """Why an input tensor is left out, and the layer of its model if that depends on layers."""
 
 
-def unused(model: str, tensor: str) -> Reason:
-    """The default reason."""
+def default_reason(model: str, tensor: str) -> LeftOutReason:
+    """The reason for a tensor that is left out, unless a planner knows more."""
     return "the output does not use it", None
 
 
@@ -36,16 +36,16 @@ class Recipe:
     Weights are written to ``STEM.safetensors``, or to ``STEM-00001-of-0000N.safetensors`` if
     ``sharded``, with ``metadata`` in each header. For an output in several folders ``stems`` has a
     stem for each folder, and a tensor named ``FOLDER/NAME`` is written there as ``NAME``.
-    ``draws`` says whether the seed matters, ``tied`` whether embedding and head are one weight
-    (``None`` if there is no head), ``config_changes`` how the configuration differs from the
-    donor's, ``library`` is the Python package that loads the output.
+    ``draws`` says whether the output depends on the seed; ``tied``, whether embedding and head are
+    one weight (``None`` if there is no head); ``config_changes``, how ``config.json`` differs from
+    the donor's. ``library`` is the Python package that loads the output.
     """
 
     output: PlannedModel
     outline: Outline
     plans: Callable[[], Iterator[TensorPlan]]
     files: Callable[[], tuple[SideFile, ...]] = tuple
-    left_out: Callable[[str, str], Reason] = unused
+    left_out: Callable[[str, str], LeftOutReason] = default_reason
     stem: str = "model"
     stems: Mapping[str, str] = field(default_factory=dict)
     sharded: bool = True

@@ -24,19 +24,19 @@ from mergeloom.planners.planner import Planner
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-GROUP = "mergeloom.planners"
+ENTRY_POINT_GROUP = "mergeloom.planners"
 """Entry-point group for planners of other packages."""
 
-MERGE = "merge_method"
+MERGE_KEY = "merge_method"
 """The key of ordinary merges; the key of another planner takes precedence."""
 
-FILES = "tensors"
+WEIGHTS_KEY = "tensors"
 """The key for merging plain weights; not needed if weight files are named."""
 
 _BUILT_IN = {
-    FILES: "mergeloom.planners.state_dicts.planner:StateDictPlanner",
+    WEIGHTS_KEY: "mergeloom.planners.state_dicts.planner:StateDictPlanner",
     "adapters": "mergeloom.planners.adapters.planner:AdaptersPlanner",
-    MERGE: "mergeloom.planners.slices.planner:SlicesPlanner",
+    MERGE_KEY: "mergeloom.planners.slices.planner:SlicesPlanner",
 }
 
 _registered: dict[str, Planner[Any]] = {}
@@ -51,7 +51,7 @@ def register(planner: P) -> P:
     Raises:
         ConfigError: it is not a planner, or its key is taken.
     """
-    instance = _instance(planner, "the registered object")
+    instance = _checked_instance(planner, "the registered object")
     if instance.key in CONFIGURATION.keys or instance.key in keys():
         raise ConfigError(
             f"the key '{instance.key}' is already in use", remedy="choose another one"
@@ -67,7 +67,7 @@ def unregister(key: str) -> None:
 
 def keys() -> tuple[str, ...]:
     """The keys of all planners, sorted."""
-    return tuple(sorted({*_BUILT_IN, *_registered, *_offered()}))
+    return tuple(sorted({*_BUILT_IN, *_registered, *_entry_points()}))
 
 
 def planner_for(value: Value) -> Planner[Any]:
@@ -77,13 +77,13 @@ def planner_for(value: Value) -> Planner[Any]:
         ConfigError: the document is not a mapping, or the planner cannot be imported.
     """
     document = value.mapping("a configuration")
-    found = document.keys() - {MERGE}
+    found = document.keys() - {MERGE_KEY}
     key = next((key for key in _BUILT_IN if key in found), None)
     if key is None and found - CONFIGURATION.keys - CONFIGURATION.ignored:
-        key = next((key for key in (*_registered, *_offered()) if key in found), None)
+        key = next((key for key in (*_registered, *_entry_points()) if key in found), None)
     if key is None and names_files(document):
-        key = FILES
-    return get(key or MERGE)
+        key = WEIGHTS_KEY
+    return get(key or MERGE_KEY)
 
 
 def get(key: str) -> Planner[Any]:
@@ -102,31 +102,31 @@ def get(key: str) -> Planner[Any]:
 def _load(key: str) -> Planner[Any]:
     if key in _BUILT_IN:
         module, _, attribute = _BUILT_IN[key].partition(":")
-        return _instance(getattr(importlib.import_module(module), attribute), f"'{key}'")
-    offered = _offered().get(key)
-    if offered is None:
-        raise ConfigError(f"there is not a planner for the key '{key}'")
+        return _checked_instance(getattr(importlib.import_module(module), attribute), f"'{key}'")
+    entry_point = _entry_points().get(key)
+    if entry_point is None:
+        raise ConfigError(f"there is no planner for the key '{key}'")
     try:
-        found = offered.load()
+        found = entry_point.load()
     except Exception as error:
         raise ConfigError(
-            f"the planner for '{key}' cannot be loaded from '{offered.value}': {error}"
+            f"the planner for '{key}' cannot be loaded from '{entry_point.value}': {error}"
         ) from error
-    return _instance(found, f"entry point '{key}' ('{offered.value}')")
+    return _checked_instance(found, f"entry point '{key}' ('{entry_point.value}')")
 
 
-def _offered() -> dict[str, EntryPoint]:
+def _entry_points() -> dict[str, EntryPoint]:
     """Entry points of planners in other packages, by key."""
     from importlib.metadata import entry_points
 
     return {
         point.name: point
-        for point in entry_points(group=GROUP)
+        for point in entry_points(group=ENTRY_POINT_GROUP)
         if point.name not in _BUILT_IN and point.name not in CONFIGURATION.keys
     }
 
 
-def _instance(planner: Any, what: str) -> Planner[Any]:
+def _checked_instance(planner: Any, what: str) -> Planner[Any]:
     if not (isinstance(planner, type) and issubclass(planner, Planner)):
         raise ConfigError(
             f"{what} is not a planner: "

@@ -11,7 +11,7 @@ from mergeloom.engine.base.records import record
 from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.methods.declare import Method, ParameterError, TensorMerge
 from mergeloom.planners.config.findings import Findings
-from mergeloom.planners.config.parameters import Resolved
+from mergeloom.planners.config.parameters import ResolvedValue
 from mergeloom.planners.models.model import Model, OutputTensor
 from mergeloom.planners.models.roles import is_buffer, may_be_buffer
 from mergeloom.planners.models.sameness import equal_bytes
@@ -22,14 +22,14 @@ class Contribution:
     """One input of one output tensor: ``tensor`` of ``model``.
 
     ``prefix`` is the part of its tower's names before the layer number, empty outside towers.
-    ``parameters`` are the per-model ones, with their provenance.
+    ``parameters`` are those set per model, with their origin.
     """
 
     model: Model
     tensor: str
     prefix: str
     is_base: bool
-    parameters: Mapping[str, Resolved]
+    parameters: Mapping[str, ResolvedValue]
 
     @property
     def layer(self) -> int | None:
@@ -48,19 +48,19 @@ class Contribution:
 
 @record(frozen=True, slots=True)
 class TensorPlan:
-    """How one output tensor is computed, with every parameter and its provenance.
+    """How one output tensor is computed, with the origin of every parameter.
 
-    ``same_as`` is another output tensor of which this is a copy. ``method`` is ``None`` if the
-    tensor is copied from its only contribution; ``passed_over`` are then the other inputs, which
-    should be equal. ``missing`` are the models without it. Plans with the same ``kind`` differ in
-    nothing but the names of tensors.
+    ``method`` is ``None`` if the tensor is copied from its only contribution; ``passed_over`` are
+    then the other inputs, which should be equal. ``same_as`` is another output tensor that this one
+    is a copy of. ``missing`` are the models that lack it. Plans of one ``kind`` differ only in the
+    names of tensors.
     """
 
     name: str
     layer: int | None
     method: Method | None
     contributions: tuple[Contribution, ...]
-    settings: Mapping[str, Resolved]
+    settings: Mapping[str, ResolvedValue]
     copied_because: str | None = None
     passed_over: tuple[Contribution, ...] = ()
     missing: tuple[Model, ...] = ()
@@ -97,7 +97,7 @@ class AlikePlan(TensorPlan):
         return tuple(map(_renamed, self.like.contributions, self.names))
 
     @property
-    def settings(self) -> Mapping[str, Resolved]:
+    def settings(self) -> Mapping[str, ResolvedValue]:
         return self.like.settings
 
     @property
@@ -122,7 +122,7 @@ def _renamed(item: Contribution, tensor: str) -> Contribution:
     return Contribution(item.model, tensor, item.prefix, item.is_base, item.parameters)
 
 
-class Mismatch(Exception):
+class ShapeMismatch(Exception):
     """Inputs of one tensor whose shapes differ; collected, and reported together."""
 
     def __init__(self, tensor: str, inputs: Sequence[Contribution]) -> None:
@@ -131,8 +131,8 @@ class Mismatch(Exception):
         self.inputs = inputs
 
 
-def constant(model: Model, tensor: str) -> str | None:
-    """Why a tensor is always copied (it is not a weight); ``None`` if it is merged."""
+def reason_not_merged(model: Model, tensor: str) -> str | None:
+    """Why a tensor is not merged but copied; ``None`` if it is a weight."""
     dtype = model.dtype(tensor)
     if not dtype.floating:
         return f"it holds {dtype.holds}"
@@ -142,13 +142,13 @@ def constant(model: Model, tensor: str) -> str | None:
 
 
 def check_shapes(plan: TensorPlan, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Check that all inputs of a tensor have the same of the ``shapes``.
+    """Check that all inputs of a tensor have the same shape; ``shapes`` are theirs, in order.
 
     Raises:
-        Mismatch: they do not.
+        ShapeMismatch: they do not.
     """
     if shapes.count(shapes[0]) < len(shapes):
-        raise Mismatch(plan.name, plan.contributions)
+        raise ShapeMismatch(plan.name, plan.contributions)
 
 
 def tensor_merge(plan: TensorPlan, shape: tuple[int, ...], seed: int) -> TensorMerge:
@@ -156,26 +156,26 @@ def tensor_merge(plan: TensorPlan, shape: tuple[int, ...], seed: int) -> TensorM
     return TensorMerge(
         tensor=plan.same_as or plan.name,
         shape=shape,
-        models=tuple(values(item.parameters) for item in plan.contributions),
+        models=tuple(parameter_values(item.parameters) for item in plan.contributions),
         base=next((i for i, item in enumerate(plan.contributions) if item.is_base), None),
-        settings=values(plan.settings),
+        settings=parameter_values(plan.settings),
         seed=seed,
     )
 
 
-def values(resolved: Mapping[str, Resolved]) -> dict[str, Any]:
-    """Parameters without their provenance."""
+def parameter_values(resolved: Mapping[str, ResolvedValue]) -> dict[str, Any]:
+    """The values of parameters, without their origin."""
     return {name: item.value for name, item in resolved.items()}
 
 
 class Kernels:
-    """The kernels of one document, shared by tensors of one kind and shape if the method does not
-    use names. ``place`` is where the document names the method."""
+    """The kernels of one document. Tensors of one kind and shape share a kernel, unless the method
+    depends on their names. ``place`` is where the document names the method."""
 
     def __init__(self, seed: int, place: Place) -> None:
         self._seed = seed
         self._place = place
-        self._made: dict[tuple[object, tuple[int, ...]], Kernel] = {}
+        self._kernels: dict[tuple[object, tuple[int, ...]], Kernel] = {}
 
     def of(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
         """The kernel for a tensor whose inputs have this shape.
@@ -184,13 +184,13 @@ class Kernels:
             ConfigError: the parameters do not work together.
         """
         if method.by_name or plan.kind is None:
-            return self._make(plan, method, shape)
-        found = self._made.get((plan.kind, shape))
+            return self._new_kernel(plan, method, shape)
+        found = self._kernels.get((plan.kind, shape))
         if found is None:
-            found = self._made[plan.kind, shape] = self._make(plan, method, shape)
+            found = self._kernels[plan.kind, shape] = self._new_kernel(plan, method, shape)
         return found
 
-    def _make(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
+    def _new_kernel(self, plan: TensorPlan, method: Method, shape: tuple[int, ...]) -> Kernel:
         try:
             return method.kernel(tensor_merge(plan, shape, self._seed))
         except ParameterError as error:
@@ -214,17 +214,17 @@ def build_tensors(
     tensors = []
     missing: dict[str, list[str]] = defaultdict(list)
     differing: dict[Hashable, list[TensorPlan]] = defaultdict(list)
-    mismatches: list[Mismatch] = []
+    mismatches: list[ShapeMismatch] = []
     for plan in plans:
         try:
             tensors.append(build(plan))
-        except Mismatch as mismatch:
+        except ShapeMismatch as mismatch:
             mismatches.append(mismatch)
             continue
         for model in plan.missing:
             missing[model.name].append(plan.name)
         if plan.method is None and not _all_equal(plan):
-            differing[_alike(plan)].append(plan)
+            differing[_warning_key(plan)].append(plan)
     for first, *others in differing.values():
         more = f", as are {len(others)} more of its kind in other layers" if others else ""
         findings.note(
@@ -243,18 +243,19 @@ def build_tensors(
     return tensors
 
 
-def _alike(plan: TensorPlan) -> Hashable:
-    """What copied tensors have in common that one warning is enough for: all but their layer."""
+def _warning_key(plan: TensorPlan) -> Hashable:
+    """A key that is equal for copied tensors that differ only in their layer: one warning is enough
+    for them."""
     kind = plan.name if plan.layer is None else plan.name.partition(f".{plan.layer}.")[2]
     return plan.copied_because, plan.contributions[0].model.name, kind
 
 
 def _all_equal(plan: TensorPlan) -> bool:
     """Whether a copied tensor is equal to those passed over."""
-    return all(_equal(plan.contributions[0], other) for other in plan.passed_over)
+    return all(_is_equal(plan.contributions[0], other) for other in plan.passed_over)
 
 
-def _equal(one: Contribution, other: Contribution) -> bool:
+def _is_equal(one: Contribution, other: Contribution) -> bool:
     """Whether two copied tensors are equal; results of an earlier stage count as equal."""
     first, second = (item.model.stored(item.tensor) for item in (one, other))
     if first is None or second is None:
@@ -262,10 +263,10 @@ def _equal(one: Contribution, other: Contribution) -> bool:
     return equal_bytes(first.entry, second.entry)
 
 
-def _shapes_differ(mismatches: Sequence[Mismatch], rows_remedy: str) -> CheckpointError:
+def _shapes_differ(mismatches: Sequence[ShapeMismatch], rows_remedy: str) -> CheckpointError:
     """One error for all tensors whose shapes differ, with remedies."""
 
-    def shapes(mismatch: Mismatch) -> str:
+    def shapes(mismatch: ShapeMismatch) -> str:
         found = dict.fromkeys(
             f"{'x'.join(map(str, item.model.shape(item.tensor))) or 'one number'} "
             f"in '{item.model.name}'"
@@ -273,7 +274,7 @@ def _shapes_differ(mismatches: Sequence[Mismatch], rows_remedy: str) -> Checkpoi
         )
         return f"'{mismatch.tensor}' ({', '.join(found)})"
 
-    def rows_only(mismatch: Mismatch) -> bool:
+    def rows_only(mismatch: ShapeMismatch) -> bool:
         found = [item.model.shape(item.tensor) for item in mismatch.inputs]
         return all(len(s) == 2 and s[1] == found[0][1] for s in found) and all(
             item.layer is None for item in mismatch.inputs

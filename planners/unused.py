@@ -1,4 +1,4 @@
-"""Input tensors that are not used, with reasons: nothing is dropped silently."""
+"""Input tensors that the output does not use, with reasons; none is dropped silently."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.roles import is_buffer
-from mergeloom.planners.recipe import Reason
+from mergeloom.planners.outline import layer_ranges
+from mergeloom.planners.recipe import LeftOutReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,11 @@ class Unused:
 
 
 def unused_tensors(
-    models: Mapping[str, Checkpoint], graph: Graph, left_out: Callable[[str, str], Reason]
+    models: Mapping[str, Checkpoint], graph: Graph, left_out: Callable[[str, str], LeftOutReason]
 ) -> Iterator[Unused]:
     """All tensors of ``models`` that no load of ``graph`` reads, grouped by model and reason;
     ``left_out`` returns the reason for a tensor of a model."""
-    used = _Used(graph)
+    used = _ReadRanges(graph)
     integers = {load.name for load in graph.loads if not load.dtype.floating}
     seen: set[int] = set()
     for name, checkpoint in models.items():
@@ -74,7 +75,7 @@ def unused_tensors(
 _bytes = attrgetter("bytes")
 
 
-class _Used:
+class _ReadRanges:
     """The byte ranges of sources that the loads of a graph read."""
 
     def __init__(self, graph: Graph) -> None:
@@ -87,8 +88,9 @@ class _Used:
         return {load.name for load in self._loads}
 
     @cached_property
-    def _runs(self) -> dict[int, tuple[list[int], list[int]]]:
-        """By `id` of the source: starts of ranges, and the furthest end of earlier ranges."""
+    def _ranges_by_source(self) -> dict[int, tuple[list[int], list[int]]]:
+        """By `id` of the source: the starts of ranges in order, and for each start the furthest end
+        so far."""
         runs: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for load in self._loads:
             for part in load.bytes.ranges():
@@ -105,10 +107,10 @@ class _Used:
         used."""
         if not stored.bytes.nbytes:
             return name in self._names
-        return any(self._touches(part) for part in stored.bytes.ranges())
+        return any(self._overlaps(part) for part in stored.bytes.ranges())
 
-    def _touches(self, part: Range) -> bool:
-        starts, ends = self._runs.get(id(part.source), ([], []))
+    def _overlaps(self, part: Range) -> bool:
+        starts, ends = self._ranges_by_source.get(id(part.source), ([], []))
         before = bisect_left(starts, part.offset + part.length)
         return before > 0 and ends[before - 1] > part.offset
 
@@ -118,14 +120,4 @@ def _unused(
 ) -> Unused:
     entries = [checkpoint.tensors[tensor] for tensor in names]
     nbytes = sum(entry.bytes.nbytes for entry in entries)
-    return Unused(model, reason, _ranges(layers), tuple(names), nbytes)
-
-
-def _ranges(layers: set[int]) -> tuple[tuple[int, int], ...]:
-    ranges: list[tuple[int, int]] = []
-    for layer in sorted(layers):
-        if ranges and ranges[-1][1] == layer:
-            ranges[-1] = (ranges[-1][0], layer + 1)
-        else:
-            ranges.append((layer, layer + 1))
-    return tuple(ranges)
+    return Unused(model, reason, layer_ranges(layers), tuple(names), nbytes)

@@ -56,7 +56,7 @@ def test_every_example_plans_and_runs(
     names = dict.fromkeys(
         str(reference.model)
         for document in load_config(path).documents
-        for reference in document.references()
+        for reference in document.merged_models()
     )
     if set(names) <= set(question):
         mergeloom.plan(path, model_dirs=question)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mergeloom.planners.config.parameters import Resolved
+from mergeloom.planners.config.parameters import ResolvedValue
 from mergeloom.planners.tensors import Contribution, TensorPlan
 from mergeloom.report.detail_records import (
     DetailsReport,
@@ -64,7 +64,7 @@ class _RowBuilder:
         self.values: dict[ValueRow, int] = {}
         self._positions: dict[int, tuple[int, ...]] = {}
         """Positions of the values of parameters, by `id`: tensors of one kind share them."""
-        self._alive: list[Mapping[str, Resolved]] = []
+        self._alive: list[Mapping[str, ResolvedValue]] = []
         """Keeps the objects alive whose `id` is in ``_positions``."""
 
     def tensor(self, plan: TensorPlan) -> TensorRow:
@@ -90,7 +90,7 @@ class _RowBuilder:
             values=self._value_positions(item.parameters),
         )
 
-    def _value_positions(self, parameters: Mapping[str, Resolved]) -> tuple[int, ...]:
+    def _value_positions(self, parameters: Mapping[str, ResolvedValue]) -> tuple[int, ...]:
         found = self._positions.get(id(parameters))
         if found is None:
             rows = [_value_row(name, resolved) for name, resolved in parameters.items()]
@@ -100,7 +100,7 @@ class _RowBuilder:
         return found
 
 
-def _value_row(name: str, found: Resolved) -> ValueRow:
+def _value_row(name: str, found: ResolvedValue) -> ValueRow:
     entry = found.entry
     return ValueRow(
         parameter=name,

@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from mergeloom.methods.statistics.comparison import Changes, PairSums
-from mergeloom.planners.comparison import Comparison, Pair
+from mergeloom.planners.comparison import Comparison, TensorPair
 from mergeloom.planners.models.checkpoint_outline import number_of_layers
 from mergeloom.planners.models.model import Model
 from mergeloom.report.diff_records import (
@@ -50,7 +50,7 @@ def diff_report(found: Comparison, measured: Mapping[str, Measured], read_bytes:
     )
 
 
-def _layer_name(pair: Pair) -> str:
+def _layer_name(pair: TensorPair) -> str:
     return OUTSIDE if pair.layer is None else f"layer {pair.layer}"
 
 
@@ -65,7 +65,7 @@ def _compared_model(model: Model) -> ComparedModel:
     )
 
 
-def _pair_report(pair: Pair, found: Measured | None) -> PairReport:
+def _pair_report(pair: TensorPair, found: Measured | None) -> PairReport:
     values = None if found is None else _values_report(math.prod(pair.shapes[0]), *found)
     return PairReport(
         pair.name,
@@ -80,12 +80,12 @@ def _pair_report(pair: Pair, found: Measured | None) -> PairReport:
 
 
 def _group_reports(
-    pairs: Sequence[Pair],
+    pairs: Sequence[TensorPair],
     measured: Mapping[str, Measured],
-    key: Callable[[Pair], tuple[int, str]],
+    key: Callable[[TensorPair], tuple[int, str]],
 ) -> Iterator[GroupReport]:
     """Pairs grouped and ordered by a key, whose text is the name of the group."""
-    groups: dict[tuple[int, str], list[Pair]] = {}
+    groups: dict[tuple[int, str], list[TensorPair]] = {}
     for pair in pairs:
         groups.setdefault(key(pair), []).append(pair)
     for (_, name), members in sorted(groups.items()):
@@ -97,7 +97,7 @@ def _group_reports(
 
 
 def _combined_values(
-    pairs: Sequence[Pair], measured: Mapping[str, Measured]
+    pairs: Sequence[TensorPair], measured: Mapping[str, Measured]
 ) -> ValuesReport | None:
     """Several tensors as one long vector; with changes to a base only if all have one."""
     if not pairs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mergeloom.planners.comparison import Aligned
+from mergeloom.planners.comparison import AlignedNames
 from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.plan_records import MergeReport
 
@@ -21,16 +21,18 @@ def common_base(report: MergeReport) -> str | None:
     return next((name for name, _ in found.most_common(1)), None)
 
 
-def compared_tensors(report: MergeReport, details: DetailsReport) -> dict[str, list[Aligned]]:
+def compared_tensors(report: MergeReport, details: DetailsReport) -> dict[str, list[AlignedNames]]:
     """For each input model, the output tensors that were made of it, each with the tensor it is
     compared with: the first one, if it was made of several. Stages are left out, because they are
     not stored."""
     base, stages = common_base(report), {stage.name for stage in report.stages}
-    found: dict[str, dict[str, Aligned]] = {}
+    found: dict[str, dict[str, AlignedNames]] = {}
     for row in details.tensors:
         names = [(details.models[each.model], each.tensor or row.name) for each in row.inputs]
         origin = dict(reversed(names)).get(base) if base is not None else None
         for model, name in names:
             if model not in stages:
-                found.setdefault(model, {}).setdefault(row.name, Aligned(row.name, name, origin))
+                found.setdefault(model, {}).setdefault(
+                    row.name, AlignedNames(row.name, name, origin)
+                )
     return {model: list(aligned.values()) for model, aligned in found.items()}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.planners.config.config import MergeDocument
-from mergeloom.planners.config.parameters import Resolved
+from mergeloom.planners.config.parameters import ResolvedValue
+from mergeloom.planners.outline import layer_ranges
 from mergeloom.report.records import LinesReport, LineUse
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def lines_report(planned: PlannedMerge) -> LinesReport:
 def _add_value(
     found: dict[tuple[int, str], _LineEffect],
     name: str,
-    value: Resolved,
+    value: ResolvedValue,
     tensor: str,
     layer: int | None,
 ) -> None:
@@ -71,18 +72,7 @@ def _line_use(line: int, name: str, use: _LineEffect) -> LineUse:
         line=line,
         parameter=name,
         tensors=len(use.tensors),
-        layers=_ranges(sorted(use.layers)),
+        layers=layer_ranges(use.layers),
         least=values[0] if values else None,
         most=values[-1] if values else None,
     )
-
-
-def _ranges(layers: list[int]) -> tuple[tuple[int, int], ...]:
-    """Ranges of layers, ``[start, stop)`` each."""
-    runs: list[tuple[int, int]] = []
-    for layer in layers:
-        if runs and runs[-1][1] == layer:
-            runs[-1] = runs[-1][0], layer + 1
-        else:
-            runs.append((layer, layer + 1))
-    return tuple(runs)

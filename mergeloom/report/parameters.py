@@ -9,7 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mergeloom.planners.config.config import Configuration, MergeDocument, Module
-from mergeloom.planners.config.parameters import Entry, Parameters, at_gradient, is_number
+from mergeloom.planners.config.parameters import (
+    ParameterEntry,
+    Parameters,
+    gradient_value,
+    is_number,
+)
 from mergeloom.planners.outline import Layers, Outline, OutlinePart
 from mergeloom.report.plan_records import ParameterLine
 
@@ -55,7 +60,7 @@ def _block_lines(
             )
 
 
-def _values(entry: Entry, spans: Sequence[Layers]) -> Iterator[Any]:
+def _values(entry: ParameterEntry, spans: Sequence[Layers]) -> Iterator[Any]:
     """One value for a scalar, one per layer for a gradient."""
     if not isinstance(entry.value, tuple):
         yield entry.value
@@ -64,6 +69,6 @@ def _values(entry: Entry, spans: Sequence[Layers]) -> Iterator[Any]:
         for step in range(stop - start):
             position = step / (stop - start - 1) if stop - start > 1 else 1.0
             if all(is_number(value) for value in entry.value):
-                yield at_gradient(entry.value, position)
+                yield gradient_value(entry.value, position)
             else:
                 yield entry.value[int(position * (len(entry.value) - 1))]

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from mergeloom.engine.graph.graph import Write
-from mergeloom.planners.config.parameters import Resolved
-from mergeloom.planners.models.model import LateTensor, OutputTensor
-from mergeloom.planners.plan import Decisions, matching
+from mergeloom.planners.config.parameters import ResolvedValue
+from mergeloom.planners.models.model import LazyTensor, OutputTensor
+from mergeloom.planners.plan import Decisions, matching_plans
 from mergeloom.planners.tensors import Contribution, TensorPlan
 from mergeloom.report import records
 
@@ -20,19 +20,21 @@ T = TypeVar("T", Write, OutputTensor)
 
 
 def explain_plan(planned: PlannedMerge, pattern: str | None) -> records.ExplainReport:
-    """The report of the output tensors that match a pattern; see `matching`."""
+    """The report of the output tensors that match a pattern; see `matching_plans`."""
     plan = planned.plan
     writes = writes_by_name(plan.graph.writes)
     files = {write.name: write.file.name for write in plan.graph.writes}
-    return _explain_report(matching(plan.tensor_plans(), list(writes), pattern), writes, files)
+    return _explain_report(
+        matching_plans(plan.tensor_plans(), list(writes), pattern), writes, files
+    )
 
 
 def explain_decisions(decided: Decisions, pattern: str | None) -> records.ExplainReport:
     """As `explain_plan`, from decisions, before the plan is complete."""
     recipe = decided.recipe
     tensors = writes_by_name(recipe.output.tensors.values())
-    found = matching(recipe.plans(), list(tensors), pattern)
-    return _explain_report(found, tensors, decided.places())
+    found = matching_plans(recipe.plans(), list(tensors), pattern)
+    return _explain_report(found, tensors, decided.files_by_tensor())
 
 
 def writes_by_name(written: Iterable[T]) -> dict[str, T]:
@@ -41,7 +43,7 @@ def writes_by_name(written: Iterable[T]) -> dict[str, T]:
     plain = {
         each.merge.name: each
         for each in own.values()
-        if not each.part and not isinstance(each, LateTensor)  # a late tensor has no codes
+        if not each.part and not isinstance(each, LazyTensor)  # a late tensor has no codes
     }
     return plain | own
 
@@ -83,11 +85,13 @@ def _tensor_input(item: Contribution) -> records.TensorInput:
     )
 
 
-def _parameter_values(parameters: Mapping[str, Resolved]) -> Mapping[str, records.ParameterValue]:
+def _parameter_values(
+    parameters: Mapping[str, ResolvedValue],
+) -> Mapping[str, records.ParameterValue]:
     return {name: _parameter_value(found) for name, found in parameters.items()}
 
 
-def _parameter_value(found: Resolved) -> records.ParameterValue:
+def _parameter_value(found: ResolvedValue) -> records.ParameterValue:
     entry = found.entry
     return records.ParameterValue(
         value=found.value,

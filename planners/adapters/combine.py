@@ -16,18 +16,21 @@ from mergeloom.methods.declare import REQUIRED, Parameter, TensorMerge
 from mergeloom.methods.kernels.leading_factor import LeadingFactor
 from mergeloom.methods.kernels.linear_combination import LinearCombination
 from mergeloom.planners.adapters.document import AdapterEntry, AdaptersDocument
-from mergeloom.planners.adapters.modules import AdaptedModule, Factors, Taken
-from mergeloom.planners.config.parameters import Level, Resolved, required, resolve
+from mergeloom.planners.adapters.modules import AdaptedModule, Factors, ReplacementTensor
+from mergeloom.planners.config.parameters import Level, ResolvedValue, missing_value_error, resolve
 from mergeloom.planners.models.model import OutputTensor, StoredModel
-from mergeloom.planners.tensors import Contribution, TensorPlan, values
+from mergeloom.planners.tensors import Contribution, TensorPlan, parameter_values
 
 NOT_COMBINED = "it replaces the model's"
 
 
 @dataclass(frozen=True)
-class Combining:
-    """Settings for all modules: the document, its adapters as models, the seed, and the number of
-    layers for gradients; ``rank`` is the highest rank of the adapters."""
+class AdapterBuilder:
+    """Plans and builds the tensors of the output.
+
+    ``models`` are the document's adapters as models, ``layers`` is the number of layers that
+    gradients extend over, ``rank`` the highest rank of the adapters.
+    """
 
     document: AdaptersDocument
     models: tuple[StoredModel, ...]
@@ -36,7 +39,7 @@ class Combining:
     rank: int
 
     def plans(
-        self, modules: Sequence[AdaptedModule], others: Sequence[Taken]
+        self, modules: Sequence[AdaptedModule], others: Sequence[ReplacementTensor]
     ) -> Iterator[TensorPlan]:
         """The plan of each output tensor."""
         for module in modules:
@@ -75,12 +78,12 @@ class Combining:
             *(name, module.layer, kind, tuple(contributions), settings), missing=missing
         )
 
-    def _copied(self, other: Taken) -> TensorPlan:
+    def _copied(self, other: ReplacementTensor) -> TensorPlan:
         model = next(m for m in self.models if m.checkpoint is other.adapter.checkpoint)
         only = Contribution(model, other.name, "", False, {})
         return TensorPlan(other.name, None, None, (only,), {}, NOT_COMBINED)
 
-    def _parameters(self, entry: AdapterEntry, module: AdaptedModule) -> dict[str, Resolved]:
+    def _parameters(self, entry: AdapterEntry, module: AdaptedModule) -> dict[str, ResolvedValue]:
         levels = [Level("model", entry.parameters), Level("global", self.document.parameters)]
         parameters = self.document.combination.model_parameters
         return self._resolved(parameters, levels, module, str(entry.adapter))
@@ -91,15 +94,17 @@ class Combining:
         levels: Sequence[Level],
         module: AdaptedModule,
         adapter: str,
-    ) -> dict[str, Resolved]:
+    ) -> dict[str, ResolvedValue]:
         layer, count = module.layer or 0, self.layers
         t = layer / (count - 1) if count > 1 and module.layer is not None else 0.0
         found = {}
         for parameter in parameters:
             value = resolve(parameter, levels, module.name, t)
             if value is None and parameter.default is REQUIRED:
-                raise required(parameter, adapter or None, module.name, self.document.place)
-            found[parameter.name] = value or Resolved(parameter.default, "default", None, None)
+                raise missing_value_error(
+                    parameter, adapter or None, module.name, self.document.place
+                )
+            found[parameter.name] = value or ResolvedValue(parameter.default, "default", None, None)
         return found
 
     def rank_of(self, module: AdaptedModule) -> int:
@@ -121,7 +126,7 @@ class Combining:
         self,
         builder: GraphBuilder,
         modules: Sequence[AdaptedModule],
-        others: Sequence[Taken],
+        others: Sequence[ReplacementTensor],
     ) -> Iterator[OutputTensor]:
         """The tensors of the output."""
         for module in modules:
@@ -151,18 +156,21 @@ class Combining:
         self, builder: GraphBuilder, module: AdaptedModule, plan: TensorPlan, up: bool
     ) -> Merge:
         what = self.document.combination.what
-        given = [values(item.parameters) for item in plan.contributions]
+        given = [parameter_values(item.parameters) for item in plan.contributions]
         scales = [each.product.scale for each in module.factors]
         stored = [each.product.up if up else each.product.down for each in module.factors]
         if what is Combined.CHANGES:
             return self._leading(builder, module, plan, given, up)
         if what is Combined.SIDE_BY_SIDE:
             weights = [own["weight"] * by for own, by in zip(given, scales, strict=True)]
-            inputs = [_load(builder, each, plan.name) for each in _beside(stored, 1 if up else 0)]
+            inputs = [
+                _load(builder, each, plan.name)
+                for each in _padded_for_concatenation(stored, 1 if up else 0)
+            ]
             kernel: Kernel = LinearCombination((1.0,) * len(weights) if up else tuple(weights))
             return builder.merge(inputs, kernel, plan.name)
         models = [
-            own | {"weight": _root(own["weight"] * by, up)}
+            own | {"weight": _factor_weight(own["weight"] * by, up)}
             for own, by in zip(given, scales, strict=True)
         ]
         inputs = [_load(builder, each, plan.name) for each in stored]
@@ -176,7 +184,7 @@ class Combining:
         shape: tuple[int, ...],
         models: Sequence[Mapping[str, Any]],
     ) -> Kernel:
-        settings = values(plan.settings)
+        settings = parameter_values(plan.settings)
         merge = TensorMerge(name, shape, tuple(models), None, settings, self.seed)
         return self.document.combination.kernel(merge)
 
@@ -188,8 +196,8 @@ class Combining:
         given: Sequence[Mapping[str, Any]],
         up: bool,
     ) -> Merge:
-        """A factor of the best approximation; both factors use the same draws, keyed by the
-        module."""
+        """A factor of the best approximation of the combined change. Both factors use the same
+        random draws, keyed by the module's name."""
         kind, products = self.document.combination, [each.product for each in module.factors]
         rows, columns = module.rows, module.columns
         scales = [product.scale for product in products]
@@ -201,7 +209,7 @@ class Combining:
         rank = self.rank_of(module)
         ones = (1,) * (len(products[0].up.shape) - 2)
         shape = (rows, rank, *ones) if up else (rank, *module.inside)
-        nothing = _nothing(products[0].up if up else products[0].down, shape)
+        nothing = _zeros(products[0].up if up else products[0].down, shape)
         kernel = LeadingFactor(
             *(rows, columns, rank, up, tuple(product.rank for product in products), tuple(scales)),
             combination,
@@ -211,8 +219,9 @@ class Combining:
         return builder.merge([_load(builder, nothing, plan.name)], kernel, plan.name, loads)
 
 
-def _root(weight: float, up: bool) -> float:
-    """The coefficient of one factor: the product of both is the weight; A's has the sign."""
+def _factor_weight(weight: float, up: bool) -> float:
+    """The coefficient of one factor; the product of both coefficients is ``weight``, and that of A
+    has its sign."""
     return math.copysign(math.sqrt(abs(weight)), 1.0 if up else weight)
 
 
@@ -220,22 +229,22 @@ def _load(builder: GraphBuilder, stored: StoredTensor, name: str) -> Load:
     return builder.load_bytes(stored.bytes, stored.dtype, stored.shape, name)
 
 
-def _beside(tensors: Sequence[StoredTensor], axis: int) -> Iterator[StoredTensor]:
-    """Each tensor padded to its position in the concatenation of all along ``axis``; the zeros are
-    not read."""
+def _padded_for_concatenation(tensors: Sequence[StoredTensor], axis: int) -> Iterator[StoredTensor]:
+    """Each tensor with zeros around it, at its position in the concatenation of all along ``axis``;
+    zeros are not read."""
     sizes = [each.shape[axis] for each in tensors]
     for number, each in enumerate(tensors):
         before, after = sum(sizes[:number]), sum(sizes[number + 1 :])
         parts = []
         for size in (before, 0, after):
             shape = (*each.shape[:axis], size, *each.shape[axis + 1 :])
-            parts.append(_nothing(each, shape) if size else None)
+            parts.append(_zeros(each, shape) if size else None)
         parts[1] = each
         yield StoredTensor.join([part for part in parts if part is not None], axis)
 
 
-def _nothing(like: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
-    """Zeros of a shape, which are not stored; they count as part of ``like``."""
+def _zeros(like: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
+    """Zeros of a shape, without bytes in a file; dtype and source are those of ``like``."""
     total = math.prod(like.shape)
     times = -(-math.prod(shape) // total)
     holes = like.reshape((1, total)).rows([-1] * times).reshape((times * total,))

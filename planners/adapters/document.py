@@ -12,7 +12,7 @@ from mergeloom.methods.adapters.combinations import Combination
 from mergeloom.planners.config.config import Document
 from mergeloom.planners.config.document import read_dtype, read_name
 from mergeloom.planners.config.findings import Findings
-from mergeloom.planners.config.keys import Fields, Level
+from mergeloom.planners.config.keys import Fields, MappingKind
 from mergeloom.planners.config.model_reference import ModelReference, read_reference
 from mergeloom.planners.config.parameter_blocks import read_parameters
 from mergeloom.planners.config.parameters import Parameters
@@ -20,7 +20,7 @@ from mergeloom.planners.config.yaml_values import Value
 
 KEY = "adapters"
 
-_CONFIGURATION = Level(
+_CONFIGURATION = MappingKind(
     "a configuration",
     "at the top level",
     frozenset(
@@ -28,7 +28,7 @@ _CONFIGURATION = Level(
     ),
     frozenset({"license", "description", "author", "tags"}),
 )
-_ADAPTER = Level(
+_ADAPTER = MappingKind(
     "an entry of 'adapters'", "at an entry of 'adapters'", frozenset({"adapter", "parameters"})
 )
 
@@ -54,7 +54,7 @@ class AdaptersDocument(Document):
     dtype: DType | None
     method_place: Place
 
-    def mentioned(self) -> list[ModelReference]:
+    def named_models(self) -> list[ModelReference]:
         return list(dict.fromkeys(entry.adapter for entry in self.adapters))
 
     def place_of(self, reference: ModelReference) -> Place:
@@ -69,10 +69,10 @@ def read_document(value: Value, findings: Findings) -> AdaptersDocument | None:
 def _read(value: Value, findings: Findings) -> AdaptersDocument | None:
     written = value.mapping("a configuration").get("merge_method")
     kind = None
-    if written is not None and written.given:
+    if written is not None and written.has_value:
         kind = findings.attempt(_combination, written)
     fields = Fields(value, _CONFIGURATION, findings, kind)
-    if written is None or not written.given:
+    if written is None or not written.has_value:
         remedy = f"one of {', '.join(combinations.COMBINATIONS)}"
         findings.attempt(fields.require, "merge_method", remedy)
     items = fields.require(KEY).items(f"'{KEY}'")

@@ -1,4 +1,4 @@
-"""The changes that adapters make to each module of a model, and whether they can be combined."""
+"""The changes that adapters make to each module of a model; checks that they can be combined."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.methods.adapters.combinations import Combination, Combined
-from mergeloom.planners.models.adapter import Adapter, Change, Product
+from mergeloom.planners.models.adapter import Adapter, LowRankProduct, ModuleChange
 from mergeloom.planners.models.sameness import equal_bytes
 
 PREFIX = "base_model.model."
@@ -25,11 +25,11 @@ class Factors:
 
     position: int
     adapter: Adapter
-    product: Product
+    product: LowRankProduct
 
 
 @dataclass(frozen=True)
-class Taken:
+class ReplacementTensor:
     """A tensor of ``adapter`` that replaces the model's, instead of being added to it."""
 
     name: str
@@ -39,7 +39,8 @@ class Taken:
 
 @dataclass(frozen=True)
 class AdaptedModule:
-    """One module with the changes by all adapters; ``embedding`` selects the tensor names."""
+    """One module with the changes by all adapters; those of an ``embedding`` have names of their
+    own."""
 
     name: str
     factors: tuple[Factors, ...]
@@ -71,13 +72,13 @@ class AdaptedModule:
 
     @property
     def layer(self) -> int | None:
-        """The number of its layer: the first in its name."""
+        """The number of its layer, which is the first number in its name."""
         found = _NUMBER.search(self.name)
         return int(found[1]) if found is not None else None
 
     @property
     def stem(self) -> str:
-        """The part of tensor names before that number."""
+        """The part of its tensor names before the number of the layer; empty if there is none."""
         found = _NUMBER.search(self.name)
         return PREFIX + self.name[: found.start(1)] if found is not None else ""
 
@@ -103,13 +104,13 @@ def adapted_modules(adapters: Sequence[Adapter], kind: Combination) -> list[Adap
     return modules
 
 
-def taken(adapters: Sequence[Adapter]) -> Iterator[Taken]:
-    """The tensors that replace tensors or rows of the model, which are not combined.
+def replacement_tensors(adapters: Sequence[Adapter]) -> Iterator[ReplacementTensor]:
+    """The tensors that replace tensors or rows of the model; these are not combined.
 
     Raises:
         CheckpointError: several adapters have different tensors for one name.
     """
-    found: dict[str, tuple[Taken, object]] = {}
+    found: dict[str, tuple[ReplacementTensor, object]] = {}
     for adapter in adapters:
         names = {id(stored): name for name, stored in adapter.checkpoint.tensors.items()}
         for change in adapter.changes.values():
@@ -117,7 +118,9 @@ def taken(adapters: Sequence[Adapter]) -> Iterator[Taken]:
             rows = [(change.rows.rows, change.rows.indices)] if change.rows is not None else []
             for stored, about in (*whole, *rows):
                 name = names[id(stored)]
-                first, other = found.setdefault(name, (Taken(name, adapter, stored), about))
+                first, other = found.setdefault(
+                    name, (ReplacementTensor(name, adapter, stored), about)
+                )
                 same = first.stored is stored or equal_bytes(first.stored, stored)
                 if not same or other != about:
                     raise CheckpointError(
@@ -135,7 +138,7 @@ def _is_embedding(factors: Factors) -> bool:
 
 
 def _check(
-    adapter: Adapter, name: str, change: Change, product: Product, kind: Combination
+    adapter: Adapter, name: str, change: ModuleChange, product: LowRankProduct, kind: Combination
 ) -> None:
     """Check that a product can be combined with others.
 
@@ -201,8 +204,8 @@ def _same_base(one: str, other: str) -> bool:
     return LocalFolder(Path(one)).identity == LocalFolder(Path(other)).identity
 
 
-def indices(adapters: Sequence[Adapter]) -> Mapping[str, object]:
-    """The settings for the rows that the tensors of `taken` replace."""
+def token_indices_setting(adapters: Sequence[Adapter]) -> Mapping[str, object]:
+    """The setting of PEFT for rows that are replaced; empty if no adapter replaces rows."""
     for adapter in adapters:
         if any(change.rows is not None for change in adapter.changes.values()):
             key = "trainable_token_indices"

@@ -8,17 +8,17 @@ from typing import ClassVar
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.output.side_files import SideFile
-from mergeloom.planners.adapters.combine import NOT_COMBINED, Combining
+from mergeloom.planners.adapters.combine import NOT_COMBINED, AdapterBuilder
 from mergeloom.planners.adapters.document import AdaptersDocument, read_document
 from mergeloom.planners.adapters.modules import (
     AdaptedModule,
-    Taken,
+    ReplacementTensor,
     adapted_modules,
     check_bases,
-    indices,
-    taken,
+    replacement_tensors,
+    token_indices_setting,
 )
-from mergeloom.planners.adapters.written import adapter_config, disagreements
+from mergeloom.planners.adapters.peft_config import adapter_config, disagreements
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.models.adapter import CONFIG, WEIGHTS, Adapter
@@ -26,7 +26,7 @@ from mergeloom.planners.models.architecture import Architecture
 from mergeloom.planners.models.model import PlannedModel, StoredModel
 from mergeloom.planners.outline import Outline, OutlinePart, OutlineSlice, OutlineSource
 from mergeloom.planners.output.side_files import as_json
-from mergeloom.planners.planner import Planner, Planning
+from mergeloom.planners.planner import Planner, PlanningContext
 from mergeloom.planners.recipe import Recipe
 
 
@@ -50,31 +50,31 @@ class AdaptersPlanner(Planner[AdaptersDocument]):
     def read(self, value: Value, findings: Findings) -> AdaptersDocument | None:
         return read_document(value, findings)
 
-    def plan(self, document: AdaptersDocument, planning: Planning) -> Recipe:
-        adapters = _opened(document, planning)
+    def plan(self, document: AdaptersDocument, planning: PlanningContext) -> Recipe:
+        adapters = _open_adapters(document, planning)
         kind, findings = document.combination, planning.findings
         modules = adapted_modules(adapters, kind)
-        others = list(taken(adapters))
+        others = list(replacement_tensors(adapters))
         if document.base_model is None:
             check_bases(adapters)
         _warn(document, adapters, modules, others, findings)
         numbers = [module.layer for module in modules]
-        combining = Combining(
+        builder = AdapterBuilder(
             document,
             tuple(StoredModel(each.name, each.checkpoint) for each in adapters),
             planning.options.seed,
             max((number + 1 for number in numbers if number is not None), default=0),
             max((f.product.rank for module in modules for f in module.factors), default=1),
         )
-        tensors = list(combining.build(planning.builder, modules, others))
-        ranks = {module.name: combining.rank_of(module) for module in modules}
+        tensors = list(builder.build(planning.builder, modules, others))
+        ranks = {module.name: builder.rank_of(module) for module in modules}
         config = adapter_config(
             adapters,
             ranks,
-            str(document.base_model) if document.base_model is not None else _base(adapters),
-            _saved(adapters),
-            any(combining.biases(module) for module in modules),
-            indices(adapters),
+            str(document.base_model) if document.base_model is not None else _base_name(adapters),
+            _saved_modules(adapters),
+            any(builder.biases(module) for module in modules),
+            token_indices_setting(adapters),
         )
 
         def files() -> tuple[SideFile, ...]:
@@ -88,7 +88,7 @@ class AdaptersPlanner(Planner[AdaptersDocument]):
                 document.name or "the output", {}, {each.name: each for each in tensors}
             ),
             outline=_outline(document, adapters, modules),
-            plans=lambda: combining.plans(modules, others),
+            plans=lambda: builder.plans(modules, others),
             files=files,
             left_out=left_out,
             stem=WEIGHTS[0].removesuffix(".safetensors"),
@@ -98,7 +98,7 @@ class AdaptersPlanner(Planner[AdaptersDocument]):
         )
 
 
-def _opened(document: AdaptersDocument, planning: Planning) -> list[Adapter]:
+def _open_adapters(document: AdaptersDocument, planning: PlanningContext) -> list[Adapter]:
     """Open the adapters, collecting the errors of all.
 
     Raises:
@@ -107,7 +107,7 @@ def _opened(document: AdaptersDocument, planning: Planning) -> list[Adapter]:
     """
     found: list[Adapter] = []
     for entry in document.adapters:
-        with planning.findings.together(entry.place):
+        with planning.findings.collecting(entry.place):
             adapter = planning.models.adapter(entry.adapter.model)
             if any(adapter is other for other in found):
                 raise CheckpointError(
@@ -118,12 +118,12 @@ def _opened(document: AdaptersDocument, planning: Planning) -> list[Adapter]:
     return found
 
 
-def _base(adapters: list[Adapter]) -> str | None:
+def _base_name(adapters: list[Adapter]) -> str | None:
     return next((adapter.base for adapter in adapters if adapter.base is not None), None)
 
 
-def _saved(adapters: list[Adapter]) -> set[str]:
-    """The modules whose complete weights are saved, by the adapters' names."""
+def _saved_modules(adapters: list[Adapter]) -> set[str]:
+    """The modules that the adapters save complete weights of, as their settings name them."""
     found = (adapter.checkpoint.config.get("modules_to_save") for adapter in adapters)
     return {each for names in found if isinstance(names, list) for each in names}
 
@@ -132,7 +132,7 @@ def _warn(
     document: AdaptersDocument,
     adapters: list[Adapter],
     modules: list[AdaptedModule],
-    others: list[Taken],
+    others: list[ReplacementTensor],
     findings: Findings,
 ) -> None:
     """Warn of combinations that are probably unintended, and of tensors that are not combined."""

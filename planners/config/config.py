@@ -1,4 +1,4 @@
-"""The configuration: mergekit's YAML format as immutable records, each with its file and line.
+"""The configuration: mergekit's YAML format as immutable records that know their file and line.
 
 The format is described in ``docs/configuration.md``; `load` reads text into these records.
 """
@@ -23,7 +23,7 @@ QUANTIZE = ("same", "fp8_block", "fp8", "int8", "mxfp4")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceEntry:
     """One model of a slice; ``layer_range`` is ``None`` for all its layers."""
 
     model: ModelReference
@@ -36,7 +36,7 @@ class Source:
 class OutputSlice:
     """Sources that are merged with each other, layer by layer."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[SourceEntry, ...]
     base_model: ModelReference | None
     parameters: Parameters
     place: Place
@@ -44,7 +44,7 @@ class OutputSlice:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """The slices of one tower; ``whole`` if they were given as ``models``."""
+    """The slices of one tower; ``whole`` says that they were given as ``models``."""
 
     slices: tuple[OutputSlice, ...]
     whole: bool
@@ -66,7 +66,7 @@ class Document(ABC):
     quantize: Value | None = None
 
     @abstractmethod
-    def mentioned(self) -> list[ModelReference]:
+    def named_models(self) -> list[ModelReference]:
         """Every model named in the document, each once, in order."""
 
     def place_of(self, reference: ModelReference) -> Place:
@@ -76,11 +76,8 @@ class Document(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeDocument(Document):
-    """One merge. ``modules`` maps tower names to modules; the key ``None`` means every tower, for
-    a document with top-level ``models`` or ``slices``.
-
-    ``tokenizer`` and ``chat_template`` are ``None`` where absent.
-    """
+    """One merge. ``modules`` maps names of towers to modules; top-level ``models`` or ``slices``
+    have the key ``None``, which stands for every tower."""
 
     planner: ClassVar[str] = "merge_method"
     merge_method: str
@@ -114,7 +111,7 @@ class MergeDocument(Document):
                 yield part.parameters
                 yield from (source.parameters for source in part.sources)
 
-    def references(self) -> list[ModelReference]:
+    def merged_models(self) -> list[ModelReference]:
         """Every merged model, each once, in order."""
         found: dict[ModelReference, None] = {}
         if self.base_model is not None:
@@ -126,10 +123,10 @@ class MergeDocument(Document):
                 found.update((source.model, None) for source in part.sources)
         return list(found)
 
-    def mentioned(self) -> list[ModelReference]:
+    def named_models(self) -> list[ModelReference]:
         """Every model named in the document, including its tokenizer settings."""
         named = self.tokenizer.models() if self.tokenizer is not None else ()
-        return list(dict.fromkeys((*self.references(), *named)))
+        return list(dict.fromkeys((*self.merged_models(), *named)))
 
 
 @dataclass(frozen=True, slots=True)

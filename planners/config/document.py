@@ -12,7 +12,13 @@ from mergeloom.engine.base.errors import ConfigError
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Method
-from mergeloom.planners.config.config import QUANTIZE, MergeDocument, Module, OutputSlice, Source
+from mergeloom.planners.config.config import (
+    QUANTIZE,
+    MergeDocument,
+    Module,
+    OutputSlice,
+    SourceEntry,
+)
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.keys import (
     CONFIGURATION,
@@ -21,7 +27,7 @@ from mergeloom.planners.config.keys import (
     SLICE,
     SOURCE,
     Fields,
-    Level,
+    MappingKind,
 )
 from mergeloom.planners.config.model_reference import ModelReference, read_reference
 from mergeloom.planners.config.parameter_blocks import read_parameters
@@ -47,15 +53,15 @@ _DTYPES = {
 }
 _DTYPES |= {dtype.name: dtype for dtype in (BF16, F16, F32, F64)}
 
-_OTHERS = {
+_OTHER_PROGRAMS = {
     "experts": "a mixture of experts",
     "gate_mode": "a mixture of experts",
     "genome": "an evolutionary search",
     "layer_slices": "bakllama, an older stacker of layers",
 }
 """Keys that identify configurations of other programs, and their purpose."""
-_NAME_ONE = "add it, as 'merge_method: linear'; 'mergeloom methods' lists them"
-_MERGED = frozenset({"models", "slices", "modules"})
+_METHOD_REMEDY = "add it, as 'merge_method: linear'; 'mergeloom methods' lists them"
+_MODEL_KEYS = frozenset({"models", "slices", "modules"})
 
 
 def read_document(value: Value, findings: Findings) -> MergeDocument | None:
@@ -71,25 +77,27 @@ class _Reader:
 
     def document(self, value: Value) -> MergeDocument | None:
         keys = value.mapping("a configuration")
-        other = next((key for key in _OTHERS if key in keys and not keys.keys() & _MERGED), None)
+        other = next(
+            (key for key in _OTHER_PROGRAMS if key in keys and not keys.keys() & _MODEL_KEYS), None
+        )
         if other is not None:
             raise keys[other].error(
-                f"'{other}' belongs to a configuration for {_OTHERS[other]}, "
+                f"'{other}' belongs to a configuration for {_OTHER_PROGRAMS[other]}, "
                 "which mergeloom does not make",
                 "'mergeloom merge' needs 'merge_method' with 'models', 'slices' or 'modules'",
                 "other-kind",
             )
         written = keys.get("merge_method")
         name = None
-        if written is not None and written.given:
+        if written is not None and written.has_value:
             name = self.findings.attempt(written.text, "'merge_method'")
         if written is not None and name is not None:
-            self.method = self.findings.attempt(_method, written, name)
+            self.method = self.findings.attempt(_method_named, written, name)
         if written is None:
             self.method = _misspelt_method(keys)
         fields = Fields(value, CONFIGURATION, self.findings, self.method)
-        if written is None or not written.given:
-            self.findings.attempt(fields.require, "merge_method", _NAME_ONE)
+        if written is None or not written.has_value:
+            self.findings.attempt(fields.require, "merge_method", _METHOD_REMEDY)
         modules = self.findings.attempt(self._modules, value, fields)
         document = MergeDocument(
             merge_method=name or "",
@@ -112,7 +120,11 @@ class _Reader:
         kinds = [key for key in ("models", "slices", "modules") if key in fields]
         if len(kinds) != 1:
             found = " and ".join(f"'{kind}'" for kind in kinds) or "none of them"
-            remedy = f"remove all but '{kinds[0]}'" if kinds else fields.meant(*sorted(_MERGED))
+            remedy = (
+                f"remove all but '{kinds[0]}'"
+                if kinds
+                else fields.misspelling(*sorted(_MODEL_KEYS))
+            )
             remedy = remedy or "'models' is a list of the models to merge"
             raise value.error(
                 f"exactly one of 'models', 'slices', 'modules' is required, found {found}", remedy
@@ -137,10 +149,12 @@ class _Reader:
     def _slices(self, fields: Fields, parameters: Parameters) -> Module:
         if "models" in fields:
             models = fields["models"]
-            sources = self._each(models.items("'models'"), lambda each: self._source(each, MODEL))
+            sources = self._read_each(
+                models.items("'models'"), lambda each: self._source(each, MODEL)
+            )
             whole = OutputSlice(sources, None, Parameters(), models.place)
             return Module((whole,), True, parameters, fields.place)
-        slices = self._each(fields["slices"].items("'slices'"), self._slice)
+        slices = self._read_each(fields["slices"].items("'slices'"), self._slice)
         return Module(slices, False, parameters, fields.place)
 
     def _slice(self, value: Value) -> OutputSlice:
@@ -149,24 +163,26 @@ class _Reader:
         parameters = self._parameters(fields)
         written = fields.require("sources", "a slice is a list of models with their layers")
         items = written.items("'sources'")
-        sources = self._each(items, lambda each: self._source(each, SOURCE))
+        sources = self._read_each(items, lambda each: self._source(each, SOURCE))
         return OutputSlice(sources, base, parameters, value.place)
 
-    def _source(self, value: Value, level: Level) -> Source:
+    def _source(self, value: Value, level: MappingKind) -> SourceEntry:
         if isinstance(value.content, str):  # a bare name
             if value.content.startswith("model:"):
                 raise value.error(
                     f"a model must be a name, not {value.kind}",
                     "write a space after the colon, 'model: NAME'",
                 )
-            return Source(read_reference(value, self.findings), None, Parameters(), value.place)
+            return SourceEntry(
+                read_reference(value, self.findings), None, Parameters(), value.place
+            )
         fields = Fields(value, level, self.findings, self.method)
         layer_range = fields.read("layer_range", _layer_range) if level is SOURCE else None
         parameters = self._parameters(fields, per_model=True)
         model = read_reference(fields.require("model"), self.findings)
-        return Source(model, layer_range, parameters, value.place)
+        return SourceEntry(model, layer_range, parameters, value.place)
 
-    def _each(self, items: list[Value], read: Callable[[Value], T]) -> tuple[T, ...]:
+    def _read_each(self, items: list[Value], read: Callable[[Value], T]) -> tuple[T, ...]:
         """Apply ``read`` to each item, collecting the errors of all items."""
         found = [self.findings.attempt(read, item) for item in items]
         return tuple(each for each in found if each is not None)
@@ -205,7 +221,7 @@ def _misspelt_method(keys: Mapping[str, Value]) -> Method | None:
         return None
 
 
-def _method(value: Value, name: str) -> Method:
+def _method_named(value: Value, name: str) -> Method:
     try:
         return registry.get(name)
     except ConfigError as error:
@@ -235,7 +251,7 @@ def _layer_range(value: Value) -> tuple[int, int]:
     items = value.content
     if len(items) != 2:
         raise value.error("'layer_range' must be two whole numbers, [first, end), end excluded")
-    start, stop = (item.whole("a layer of 'layer_range'") for item in items)
+    start, stop = (item.integer("a layer of 'layer_range'") for item in items)
     return start, stop
 
 

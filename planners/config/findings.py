@@ -1,4 +1,4 @@
-"""Collects the findings about a configuration."""
+"""Collects warnings and errors about a configuration, so that all are reported at once."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ UNKNOWN_KEY = "unknown-key"
 UNKNOWN_PARAMETER = "unknown-parameter"
 MISPLACED = "misplaced"
 IGNORED = ", it is ignored"
-"""Suffix of findings that are warnings, not errors."""
-MOST = 100
+"""Ends the cause of a warning about something that is ignored; an error does not have it."""
+MAX_FINDINGS = 100
 """Maximum number of findings reported."""
 
 
-_MORE = "more"
+_MORE_CODE = "more"
 UNKNOWN = frozenset({UNKNOWN_KEY, UNKNOWN_PARAMETER, MISPLACED})
 """Codes of keys that are unknown, or in the wrong place."""
 
 
 class Findings:
-    """Collects warnings and errors, so that all are reported at once; ``earlier`` are warnings
-    found before."""
+    """Warnings and errors in the order they were found; ``earlier`` are warnings found before."""
 
     def __init__(self, earlier: Iterable[Finding] = ()) -> None:
         self._found = dict.fromkeys(earlier)
@@ -54,7 +53,7 @@ class Findings:
         self.add(Finding(cause, None, remedy, code, Severity.WARNING))
 
     def notes(self, causes: Iterable[str], code: str = "plan") -> None:
-        """Add several such warnings."""
+        """Add several warnings without a place."""
         for cause in causes:
             self.note(cause, code=code)
 
@@ -67,9 +66,9 @@ class Findings:
             return None
 
     @contextmanager
-    def together(self, place: Place) -> Iterator[None]:
-        """Context in which an error is raised together with all earlier findings; an error without
-        a place gets ``place``."""
+    def collecting(self, place: Place) -> Iterator[None]:
+        """A context that raises an error together with all earlier findings; an error without a
+        place gets ``place``."""
         try:
             yield
         except LoomError as error:
@@ -85,20 +84,20 @@ class Findings:
         """
         found = sorted(self, key=_by_line)
         if self._kind is None:
-            return _listed(found)
+            return _limited(found)
         errors = [each for each in found if each.severity is Severity.ERROR]
         warnings = [each for each in found if each.severity is Severity.WARNING]
-        raise self._kind.of([*_listed(warnings), *_listed(errors)])
+        raise self._kind.of([*_limited(warnings), *_limited(errors)])
 
     def _collect(self, error: LoomError) -> None:
         for finding in error.findings:
-            if finding.code != _MORE:
+            if finding.code != _MORE_CODE:
                 self.add(finding, type(error))
 
 
 @contextmanager
-def placed(place: Place) -> Iterator[None]:
-    """Context in which errors without a place get this one."""
+def placing(place: Place) -> Iterator[None]:
+    """A context that gives ``place`` to errors without a place."""
     try:
         yield
     except LoomError as error:
@@ -109,15 +108,18 @@ def _by_line(finding: Finding) -> int:
     return finding.place.line if finding.place is not None else 0
 
 
-def _listed(found: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The first `MOST` findings, and how many more there are."""
-    if len(found) <= MOST:
+def _limited(found: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The first `MAX_FINDINGS` findings, and how many more there are."""
+    if len(found) <= MAX_FINDINGS:
         return tuple(found)
-    more = f"and {len(found) - MOST} more like these"
-    return (*found[:MOST], Finding(more, None, "", _MORE, found[MOST].severity))
+    more = f"and {len(found) - MAX_FINDINGS} more like these"
+    return (
+        *found[:MAX_FINDINGS],
+        Finding(more, None, "", _MORE_CODE, found[MAX_FINDINGS].severity),
+    )
 
 
-def check_known(warnings: Iterable[Finding]) -> None:
+def refuse_unknown(warnings: Iterable[Finding]) -> None:
     """Check that no warning is about an unknown or misplaced key or parameter.
 
     Raises:

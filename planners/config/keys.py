@@ -1,4 +1,4 @@
-"""The keys of each kind of mapping in a configuration, and hints for misplaced ones."""
+"""The keys that each kind of mapping in a configuration may have, and hints for misplaced keys."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Method
 from mergeloom.planners.config.findings import IGNORED, MISPLACED, UNKNOWN_KEY, Findings
-from mergeloom.planners.config.yaml_values import Value, is_name, short
+from mergeloom.planners.config.yaml_values import Value, is_name, shortened
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class MappingKind:
     """One kind of mapping: what it is, where it occurs, and the keys it may have."""
 
     title: str
@@ -25,7 +25,7 @@ class Level:
     ignored: frozenset[str] = frozenset()
 
 
-CONFIGURATION = Level(
+CONFIGURATION = MappingKind(
     "a configuration",
     "at the top level",
     frozenset(
@@ -48,29 +48,31 @@ CONFIGURATION = Level(
     ),
     frozenset({"license", "description", "author", "tags"}),
 )
-MODULE = Level("a module", "at a module", frozenset({"slices", "models", "parameters"}))
-SLICE = Level(
+MODULE = MappingKind("a module", "at a module", frozenset({"slices", "models", "parameters"}))
+SLICE = MappingKind(
     "a slice", "at an entry of 'slices'", frozenset({"sources", "base_model", "parameters"})
 )
-SOURCE = Level(
+SOURCE = MappingKind(
     "an entry of 'sources'",
     "at an entry of 'sources'",
     frozenset({"model", "layer_range", "parameters"}),
 )
-MODEL = Level("an entry of 'models'", "at an entry of 'models'", frozenset({"model", "parameters"}))
-REFERENCE = Level(
+MODEL = MappingKind(
+    "an entry of 'models'", "at an entry of 'models'", frozenset({"model", "parameters"})
+)
+REFERENCE = MappingKind(
     "a model", "at a model that is a mapping", frozenset({"model", "lora", "override_architecture"})
 )
-LOCATION = Level("a model", "at a model that is a mapping", frozenset({"path", "revision"}))
-FILTERED = Level(
+LOCATION = MappingKind("a model", "at a model that is a mapping", frozenset({"path", "revision"}))
+FILTERED = MappingKind(
     "an entry of a parameter", "at a value of a parameter", frozenset({"filter", "value"})
 )
-TOKENIZER = Level(
+TOKENIZER = MappingKind(
     "'tokenizer'",
     "under 'tokenizer'",
     frozenset({"source", "tokens", "pad_to_multiple_of", "transplant"}),
 )
-TRANSPLANT = Level(
+TRANSPLANT = MappingKind(
     "'transplant'",
     "under 'tokenizer.transplant'",
     frozenset(
@@ -86,19 +88,21 @@ TRANSPLANT = Level(
         }
     ),
 )
-TOKEN = Level("a token", "at a token under 'tokenizer.tokens'", frozenset({"source", "force"}))
-TOKEN_SOURCE = Level(
+TOKEN = MappingKind(
+    "a token", "at a token under 'tokenizer.tokens'", frozenset({"source", "force"})
+)
+TOKEN_SOURCE = MappingKind(
     "the source of a token",
     "at the source of a token",
     frozenset({"kind", "model", "token", "token_id"}),
 )
 
-LEVELS = (
+MAPPING_KINDS = (
     *(CONFIGURATION, MODULE, SLICE, SOURCE, MODEL, TOKENIZER, TOKEN, REFERENCE, LOCATION),
     TRANSPLANT,
 )
 
-_OPTIONS = {
+_COMMAND_LINE_OPTIONS = {
     "random_seed": "--seed N",
     "seed": "--seed N",
     "out_path": "the output directory, OUT of 'mergeloom merge CONFIG OUT'",
@@ -114,7 +118,7 @@ _OPTIONS = {
     "ram": "--ram SIZE",
     "vram": "--vram SIZE",
 }
-_NEEDLESS = {
+_WITHOUT_EFFECT = {
     "override_architecture": "the architecture is inferred from the tensors",
     "residual_weight": "no program uses it",
     "lora_merge_cache": "nothing is cached",
@@ -132,11 +136,11 @@ _NEEDLESS = {
 class Fields:
     """The keys of one mapping of a known kind; unknown keys become findings.
 
-    ``method`` is the merge method, if known, to recognise its parameters among the keys.
+    If ``method``, the merge method, is known, its parameters are recognised among the keys.
     """
 
     def __init__(
-        self, value: Value, level: Level, findings: Findings, method: Method | None = None
+        self, value: Value, level: MappingKind, findings: Findings, method: Method | None = None
     ) -> None:
         self.place = value.place
         self._value = value
@@ -146,11 +150,11 @@ class Fields:
         self._keys: Mapping[str, Value] = value.mapping(level.title)
         for key, item in self._keys.items():
             if key not in level.keys and key not in level.ignored:
-                self._unknown(key, item)
+                self._report_unknown(key, item)
 
     def __contains__(self, key: str) -> bool:
         """Whether the key is present and has a value."""
-        return key in self._keys and self._keys[key].given
+        return key in self._keys and self._keys[key].has_value
 
     def __getitem__(self, key: str) -> Value:
         return self._keys[key]
@@ -174,24 +178,24 @@ class Fields:
             return self._keys[key]
         if key in self._keys:
             raise self._keys[key].error(f"'{key}' has no value", what)
-        raise self._value.error(f"'{key}' is missing", self.meant(key) or what)
+        raise self._value.error(f"'{key}' is missing", self.misspelling(key) or what)
 
-    def meant(self, *keys: str) -> str:
+    def misspelling(self, *keys: str) -> str:
         """A suggestion that an unknown key is a misspelling of a missing one."""
         unknown = [name for name in self._keys if name not in self._level.keys]
         for key in keys:
             near = nearest(key, unknown, 0.7)
             if near is not None:
-                return f"is {short(repr(near))} a misspelling of '{key}'?"
+                return f"is {shortened(repr(near))} a misspelling of '{key}'?"
         return ""
 
-    def _unknown(self, key: str, item: Value) -> None:
-        shown = short(repr(key))
-        if key in _NEEDLESS:
-            cause = f"{shown} has no effect: {_NEEDLESS[key]}"
+    def _report_unknown(self, key: str, item: Value) -> None:
+        shown = shortened(repr(key))
+        if key in _WITHOUT_EFFECT:
+            cause = f"{shown} has no effect: {_WITHOUT_EFFECT[key]}"
             self._findings.warn(item.place, cause, "remove it", UNKNOWN_KEY)
             return
-        misplaced = self._misplaced(key, item)
+        misplaced = self._right_place(key, item)
         if misplaced:
             self._findings.warn(item.place, f"{shown} has no effect here", misplaced, MISPLACED)
             return
@@ -206,15 +210,15 @@ class Fields:
             remedy = f"did you mean '{near}', under 'parameters'?" if near else remedy
         self._findings.warn(item.place, f"unknown key {shown}{IGNORED}", remedy, UNKNOWN_KEY)
 
-    def _misplaced(self, key: str, item: Value) -> str:
-        """Where a misplaced key belongs; empty if it is not a known key."""
+    def _right_place(self, key: str, item: Value) -> str:
+        """A remedy that says where a misplaced key belongs; empty if it is not a known key."""
         level = self._level
         if level in (SOURCE, MODEL) and key in {"revision", "lora", "adapter"}:
             sign = "@" if key == "revision" else "+"
             model = self._keys.get("model")
             name = model.content if model is not None else None
             name = name if isinstance(name, str) else "MODEL"
-            text = _named(item) or key.upper()
+            text = _as_name(item) or key.upper()
             return f"write 'model: {name}{sign}{text}'" if is_name(f"{name}{text}") else ""
         if key == "layer_range" and level is MODEL:
             return "'models' merges whole models; to select layers, use 'slices' with 'sources'"
@@ -225,12 +229,12 @@ class Fields:
                 return "write it under the global 'parameters'"
             if key in {p.name for p in self._method.model_parameters}:
                 return "write it under 'parameters'"
-        if key in _OPTIONS:
-            return f"set it on the command line: {_OPTIONS[key]}"
-        return belongs(key, level)
+        if key in _COMMAND_LINE_OPTIONS:
+            return f"set it on the command line: {_COMMAND_LINE_OPTIONS[key]}"
+        return where_it_belongs(key, level)
 
 
-def _named(item: Value) -> str:
+def _as_name(item: Value) -> str:
     """The value as a name, or its only key ``path``; empty if it is neither."""
     content = item.content
     if isinstance(content, list) and len(content) == 1:
@@ -246,12 +250,12 @@ def _is_parameter(name: str) -> bool:
     return any(name in {p.name for p in (*m.model_parameters, *m.settings)} for m in methods)
 
 
-def belongs(key: str, level: Level | None = None) -> str:
+def where_it_belongs(key: str, level: MappingKind | None = None) -> str:
     """Where a key that is unknown at ``level`` belongs; empty if it is known nowhere."""
-    levels = [each for each in LEVELS if each is not level and key in each.keys]
+    levels = [each for each in MAPPING_KINDS if each is not level and key in each.keys]
     return f"write it {levels[0].where}" if levels else ""
 
 
-def option(key: str) -> str:
+def command_line_option(key: str) -> str:
     """The command-line option that does what the key was meant to do."""
-    return _OPTIONS.get(key, "")
+    return _COMMAND_LINE_OPTIONS.get(key, "")

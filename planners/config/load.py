@@ -1,4 +1,4 @@
-"""Loads a configuration from a file, standard input or Python data into records."""
+"""Loads a configuration from a file, from standard input or from Python data."""
 
 from __future__ import annotations
 
@@ -14,16 +14,25 @@ from mergeloom.engine.base.suggest import nearest
 from mergeloom.planners.config.config import Configuration, Document
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.plain_data import yaml_text
-from mergeloom.planners.config.settings import Setting, apply_settings, check_settings, text_with
+from mergeloom.planners.config.settings import (
+    Setting,
+    apply_settings,
+    check_settings,
+    text_with_settings,
+)
 from mergeloom.planners.config.yaml_values import MAX_BYTES, load_documents
 from mergeloom.planners.registry import planner_for
 
 STANDARD_INPUT = Path("-")
 
 _SUFFIXES = frozenset({".yml", ".yaml", ".json"})
-_CARD = re.compile(r"^(license|library_name|language|tags|pipeline_tag|datasets)\s*:", re.MULTILINE)
-_MERGE = re.compile(r"^(merge_method|models|slices|modules|adapters|tensors)\s*:", re.MULTILINE)
-"""Keys of model card front matter, and keys of which every configuration has at least one."""
+_CARD_KEY = re.compile(
+    r"^(license|library_name|language|tags|pipeline_tag|datasets)\s*:", re.MULTILINE
+)
+_CONFIGURATION_KEY = re.compile(
+    r"^(merge_method|models|slices|modules|adapters|tensors)\s*:", re.MULTILINE
+)
+"""Keys of a model card's front matter, and keys that identify a configuration."""
 
 
 def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
@@ -50,7 +59,7 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
             remedy="give the configuration file",
         ) from error
     except FileNotFoundError as error:
-        near = _near(path)
+        near = _similar_file(path)
         raise ConfigError(
             f"cannot read the configuration {name}: no such file",
             remedy=f"did you mean '{near}'?" if near else "",
@@ -64,7 +73,7 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
         ) from error
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {name}: {error.strerror}") from error
-    if _is_card(text):
+    if _is_model_card(text):
         raise ConfigError(
             f"{name} is a model card, not a configuration",
             remedy="copy the configuration it contains into a separate file",
@@ -74,14 +83,19 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
     return parse_config(text, path.name, path, settings=settings)
 
 
-def _is_card(text: str) -> bool:
+def _is_model_card(text: str) -> bool:
     """Whether a text is a model card: Markdown after YAML front matter that is not a merge."""
     begin, _, rest = text.partition("\n")
     front, end, _ = rest.partition("\n---")
-    return bool(begin.strip() == "---" and end and _CARD.search(front) and not _MERGE.search(front))
+    return bool(
+        begin.strip() == "---"
+        and end
+        and _CARD_KEY.search(front)
+        and not _CONFIGURATION_KEY.search(front)
+    )
 
 
-def _near(path: Path) -> str | None:
+def _similar_file(path: Path) -> str | None:
     """A configuration in the same directory with a name similar to that of ``path``."""
     try:
         files = [each for each in path.parent.iterdir() if each.suffix in _SUFFIXES]
@@ -115,7 +129,7 @@ def parse_config(
         )
     if settings:
         values = apply_settings(values, settings, findings)
-        text = text_with(values, settings, file)
+        text = text_with_settings(values, settings, file)
     documents = [
         findings.attempt(lambda value: planner_for(value).read(value, findings), value)
         for value in values
@@ -123,13 +137,13 @@ def parse_config(
     complete = [document for document in documents if document is not None]
     ordered = complete
     if len(complete) == len(values):
-        ordered = _in_order(complete, findings)
+        ordered = _in_dependency_order(complete, findings)
     warnings = findings.check()
     check_settings(warnings)
     return Configuration(tuple(ordered), text, path, warnings)
 
 
-def config_from(data: Mapping[Any, Any], settings: Sequence[Setting] = ()) -> Configuration:
+def config_from_data(data: Mapping[Any, Any], settings: Sequence[Setting] = ()) -> Configuration:
     """Build a configuration from Python data, as from the same YAML, and apply ``settings``.
 
     Raises:
@@ -138,9 +152,9 @@ def config_from(data: Mapping[Any, Any], settings: Sequence[Setting] = ()) -> Co
     return parse_config(yaml_text(data, "config"), "config", lines=False, settings=settings)
 
 
-def _in_order(documents: Sequence[Document], findings: Findings) -> list[Document]:
+def _in_dependency_order(documents: Sequence[Document], findings: Findings) -> list[Document]:
     """The stages, each after those it uses, and the output last. The output is the stage without a
-    name, or else the last stage that no other uses."""
+    name or, if all have one, the last stage that no other uses."""
     named: dict[str, int] = {}
     for number, document in enumerate(documents):
         if document.name in named:
@@ -159,22 +173,22 @@ def _in_order(documents: Sequence[Document], findings: Findings) -> list[Documen
     sorter: TopologicalSorter[int] = TopologicalSorter()
     used: set[int] = set()
     for number, document in enumerate(documents):
-        parts = [named[name] for each in document.mentioned() if (name := str(each)) in named]
+        parts = [named[name] for each in document.named_models() if (name := str(each)) in named]
         sorter.add(number, *parts)
         used.update(parts)
     try:
         ordered = list(sorter.static_order())
     except CycleError as error:
-        findings.add(_cycle([documents[number] for number in error.args[1]]))
+        findings.add(_cycle_finding([documents[number] for number in error.args[1]]))
         return []
     output = unnamed[-1] if unnamed else max(set(ordered) - used)
     return [documents[number] for number in (*(n for n in ordered if n != output), output)]
 
 
-def _cycle(stages: Sequence[Document]) -> Finding:
+def _cycle_finding(stages: Sequence[Document]) -> Finding:
     """The finding for a cycle: each stage is used by the next; first and last are the same."""
     used, user = stages[-2:]
-    place = next(user.place_of(each) for each in user.mentioned() if str(each) == used.name)
+    place = next(user.place_of(each) for each in user.named_models() if str(each) == used.name)
     names = dict.fromkeys(f"'{stage.name}'" for stage in stages)
     what = " and ".join(names) + (" uses itself" if len(names) == 1 else " use each other")
     return Finding(

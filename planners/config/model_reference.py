@@ -44,9 +44,9 @@ def parse_reference(text: str) -> ModelReference:
     return ModelReference(_location(model, text), _location(adapter, text) if plus else None)
 
 
-def readings(reference: ModelReference) -> Iterator[ModelReference]:
-    """The possible meanings of a reference if directory names contain ``+`` or ``@``: the longest
-    directory name first, the reference itself last."""
+def interpretations(reference: ModelReference) -> Iterator[ModelReference]:
+    """All that a reference may mean, because directory names may contain ``+`` or ``@``: the one
+    with the longest directory name first, the reference itself last."""
     text = str(reference)
     for end in range(len(text), 0, -1):
         if end < len(text) and text[end] not in "+@":

@@ -1,4 +1,4 @@
-"""Reads ``parameters`` blocks and checks them against the parameters of the method."""
+"""Reads ``parameters`` blocks, and checks them against the parameters of the method."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from typing import Any
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.methods.declare import Method, Parameter, ParameterError
 from mergeloom.planners.config.findings import IGNORED, MISPLACED, UNKNOWN_PARAMETER, Findings
-from mergeloom.planners.config.keys import CONFIGURATION, FILTERED, Fields, belongs, option
-from mergeloom.planners.config.parameters import Entry, Parameters, is_number
-from mergeloom.planners.config.yaml_values import Value, is_name, short
+from mergeloom.planners.config.keys import (
+    CONFIGURATION,
+    FILTERED,
+    Fields,
+    command_line_option,
+    where_it_belongs,
+)
+from mergeloom.planners.config.parameters import ParameterEntry, Parameters, is_number
+from mergeloom.planners.config.yaml_values import Value, is_name, shortened
 
-_COMMA = re.compile(r"\s*([+-]?[0-9]{1,9}),([0-9]{1,9})\s*")
+_DECIMAL_COMMA = re.compile(r"\s*([+-]?[0-9]{1,9}),([0-9]{1,9})\s*")
 _PERCENT = re.compile(r"\s*([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*%\s*")
-_TRUTHS = dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True)
-_TRUTHS |= dict.fromkeys(("false", "no", "off", "f", "n", "0"), False)
+_BOOLEANS = dict.fromkeys(("true", "yes", "on", "t", "y", "1"), True)
+_BOOLEANS |= dict.fromkeys(("false", "no", "off", "f", "n", "0"), False)
 
 
 def read_parameters(
@@ -36,13 +42,13 @@ def read_parameters(
         return Parameters()
     own = {parameter.name: parameter for parameter in method.model_parameters}
     settings = {parameter.name: parameter for parameter in method.settings}
-    entries: dict[str, tuple[Entry, ...]] = {}
+    entries: dict[str, tuple[ParameterEntry, ...]] = {}
     for name, item in block.items():
         parameter = own.get(name) or settings.get(name)
         if item.content is None:
-            _no_value(name, item, block, [*own, *settings], findings)
+            _report_missing_value(name, item, block, [*own, *settings], findings)
         elif parameter is None:
-            _unknown(name, item, method, findings)
+            _report_unknown(name, item, method, findings)
         elif item.content == []:
             findings.warn(
                 item.place, f"'{name}' is an empty list and has no effect", code="no-value"
@@ -56,15 +62,18 @@ def read_parameters(
                 MISPLACED,
             )
         else:
-            found = (findings.attempt(_entry, each, parameter, findings) for each in _written(item))
+            found = (
+                findings.attempt(_parameter_entry, each, parameter, findings)
+                for each in _entries(item)
+            )
             entries[name] = tuple(entry for entry in found if entry is not None)
     return Parameters(entries)
 
 
-def _no_value(
+def _report_missing_value(
     name: str, item: Value, block: Mapping[str, Value], known: Sequence[str], findings: Findings
 ) -> None:
-    """Report a parameter without a value: forgotten, or lost to a comma or a missing space."""
+    """Report a parameter without a value; a decimal comma or a missing space may be the cause."""
     before = list(block)[: list(block).index(name)]
     whole = block[before[-1]].content if before else None
     if name.isdigit() and type(whole) is int and is_name(before[-1]):
@@ -75,18 +84,18 @@ def _no_value(
     else:
         near = None if name in known else nearest(name, known)
         remedy = f"did you mean '{near}'?" if near else "write a value, or remove the key"
-    findings.error(item.place, f"{short(repr(name))} has no value", remedy, "no-value")
+    findings.error(item.place, f"{shortened(repr(name))} has no value", remedy, "no-value")
 
 
-def _unknown(name: str, item: Value, method: Method, findings: Findings) -> None:
-    """Report a parameter the method does not have; many published configurations have some."""
-    shown = short(repr(name))
+def _report_unknown(name: str, item: Value, method: Method, findings: Findings) -> None:
+    """Report a parameter that the method lacks; many published configurations have some."""
+    shown = shortened(repr(name))
     known = {parameter.name for parameter in (*method.model_parameters, *method.settings)}
     if name in CONFIGURATION.keys:
-        findings.warn(item.place, f"{shown} has no effect here", belongs(name), MISPLACED)
+        findings.warn(item.place, f"{shown} has no effect here", where_it_belongs(name), MISPLACED)
         return
-    if option(name):
-        remedy = f"set it on the command line: {option(name)}"
+    if command_line_option(name):
+        remedy = f"set it on the command line: {command_line_option(name)}"
         findings.warn(item.place, f"{shown} has no effect here", remedy, MISPLACED)
         return
     findings.warn(
@@ -97,7 +106,7 @@ def _unknown(name: str, item: Value, method: Method, findings: Findings) -> None
     )
 
 
-def _written(value: Value) -> list[Value]:
+def _entries(value: Value) -> list[Value]:
     """The entries of a parameter's value: a single value, or a list with filters."""
     items = value.content if isinstance(value.content, list) else None
     if items and any(isinstance(item.content, dict) for item in items):
@@ -105,12 +114,12 @@ def _written(value: Value) -> list[Value]:
     return [value]
 
 
-def _entry(value: Value, parameter: Parameter, findings: Findings) -> Entry:
+def _parameter_entry(value: Value, parameter: Parameter, findings: Findings) -> ParameterEntry:
     if not isinstance(value.content, dict):
-        return Entry(None, _scalar_or_gradient(value, parameter, findings), value.place)
+        return ParameterEntry(None, _scalar_or_gradient(value, parameter, findings), value.place)
     if not value.content.keys() & FILTERED.keys:
         raise value.error(
-            f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}",
+            f"'{parameter.name}' must be {_expected_kind(parameter)}, not {value.kind}",
             "for parts of the model, write a list of '- {filter: TEXT, value: ...}'",
         )
     fields = Fields(value, FILTERED, findings)
@@ -119,7 +128,7 @@ def _entry(value: Value, parameter: Parameter, findings: Findings) -> Entry:
     if isinstance(text, (dict, list)) or not str(text).isprintable():
         raise fields["filter"].error("'filter' must be part of a tensor name")
     pattern = None if text is None or text == "*" else str(text)
-    return Entry(pattern, _scalar_or_gradient(written, parameter, findings), value.place)
+    return ParameterEntry(pattern, _scalar_or_gradient(written, parameter, findings), value.place)
 
 
 def _scalar_or_gradient(value: Value, parameter: Parameter, findings: Findings) -> Any:
@@ -136,8 +145,8 @@ def _scalar(value: Value, parameter: Parameter, findings: Findings) -> Any:
         content = _from_text(content, parameter)
     text = isinstance(content, str) and parameter.kind is not str
     if text or isinstance(content, (dict, list)) or content is None:
-        cause = f"'{parameter.name}' must be {_wanted(parameter)}, not {value.kind}"
-        raise value.error(cause, _number_meant(content) if isinstance(content, str) else "")
+        cause = f"'{parameter.name}' must be {_expected_kind(parameter)}, not {value.kind}"
+        raise value.error(cause, _number_suggestion(content) if isinstance(content, str) else "")
     if parameter.kind is bool and is_number(content) and content in (0, 1):
         content = bool(content)  # as in many published configurations
     try:
@@ -160,7 +169,7 @@ def _scalar(value: Value, parameter: Parameter, findings: Findings) -> Any:
 def _from_text(text: str, parameter: Parameter) -> Any:
     """A boolean or number written as text (YAML 1.1 reads ``1e-5`` as text)."""
     if parameter.kind is bool:
-        return _TRUTHS.get(text.lower(), text)
+        return _BOOLEANS.get(text.lower(), text)
     if parameter.kind is str:
         return text
     try:
@@ -169,15 +178,15 @@ def _from_text(text: str, parameter: Parameter) -> Any:
         return text
 
 
-def _number_meant(text: str) -> str:
+def _number_suggestion(text: str) -> str:
     """A suggestion for text with a comma or percent sign that was meant as a number."""
-    comma, percent = _COMMA.fullmatch(text), _PERCENT.fullmatch(text)
+    comma, percent = _DECIMAL_COMMA.fullmatch(text), _PERCENT.fullmatch(text)
     if comma is not None:
         return f"did you mean {comma[1]}.{comma[2]}?"
     return f"did you mean {float(percent[1]) / 100:g}?" if percent is not None else ""
 
 
-def _wanted(parameter: Parameter) -> str:
+def _expected_kind(parameter: Parameter) -> str:
     if parameter.kind is str:
         return parameter.range_text()
     return {bool: "true or false", int: "a whole number"}.get(parameter.kind, "a number")

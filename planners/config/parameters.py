@@ -16,7 +16,7 @@ from mergeloom.methods.declare import REQUIRED, Parameter, ParameterError
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ParameterEntry:
     """One value with a filter: a substring of tensor names, or ``None`` for all tensors.
 
     ``value`` is a scalar, or a tuple for a gradient.
@@ -26,12 +26,12 @@ class Entry:
     value: Any
     place: Place
 
-    def admits(self, tensor: str) -> bool:
+    def matches(self, tensor: str) -> bool:
         return self.filter is None or self.filter in tensor
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """The scalar, or those of the gradient."""
+        """The scalar, or the values of the gradient."""
         return self.value if isinstance(self.value, tuple) else (self.value,)
 
 
@@ -42,19 +42,20 @@ class Parameters:
     Contains only parameters of the document's method that have an effect in this block.
     """
 
-    entries: Mapping[str, tuple[Entry, ...]] = field(default_factory=dict)
+    entries: Mapping[str, tuple[ParameterEntry, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A parameters block and its level: ``model``, ``slice``, ``module`` or ``global``."""
+    """A parameters block, and the name of its level: ``model``, ``slice``, ``module`` or
+    ``global``."""
 
     name: str
     parameters: Parameters
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedValue:
     """A value for one tensor and its origin: ``entry`` of ``level`` (``None`` for the default).
 
     ``t`` is the position in the gradient (0 to 1), ``None`` for a scalar.
@@ -62,13 +63,13 @@ class Resolved:
 
     value: Any
     level: str
-    entry: Entry | None
+    entry: ParameterEntry | None
     t: float | None
 
 
 def resolve(
     parameter: Parameter, levels: Sequence[Level], tensor: str, t: float
-) -> Resolved | None:
+) -> ResolvedValue | None:
     """The value of ``parameter`` for ``tensor`` at position ``t`` (0 to 1) of its slice.
 
     ``None`` if no level supplies one.
@@ -78,21 +79,21 @@ def resolve(
     """
     for level in levels:
         for entry in level.parameters.entries.get(parameter.name, ()):
-            if entry.admits(tensor):
-                value, used = _at(entry.value, t)
+            if entry.matches(tensor):
+                value, used = _value_at(entry.value, t)
                 try:
                     checked = parameter.check(value)
                 except ParameterError as error:
                     raise error.at(entry.place) from error
-                return Resolved(checked, level.name, entry, used)
+                return ResolvedValue(checked, level.name, entry, used)
     return None
 
 
-class Resolution:
-    """Resolves several parameters, once for all tensors for which the values are the same.
+class ParameterResolver:
+    """Resolves several parameters, once for all tensors that get the same values.
 
-    The values depend on which filters of ``levels`` match the tensor and, for gradients, on the
-    position in the slice.
+    The values depend on the filters that match the tensor and, for gradients, on its position in
+    the slice.
     """
 
     def __init__(self, parameters: Sequence[Parameter], levels: Sequence[Level]) -> None:
@@ -101,19 +102,19 @@ class Resolution:
         blocks = [level.parameters.entries for level in levels]
         entries = [e for p in parameters for block in blocks for e in block.get(p.name, ())]
         self._filters = tuple(dict.fromkeys(e.filter for e in entries if e.filter is not None))
-        self._graded = any(isinstance(entry.value, tuple) for entry in entries)
-        self._found: dict[Hashable, tuple[Mapping[str, Resolved], Parameter | None]] = {}
+        self._has_gradient = any(isinstance(entry.value, tuple) for entry in entries)
+        self._found: dict[Hashable, tuple[Mapping[str, ResolvedValue], Parameter | None]] = {}
 
     @property
     def varies(self) -> bool:
         """Whether the values depend on tensor or position."""
-        return self._graded or bool(self._filters)
+        return self._has_gradient or bool(self._filters)
 
     def key(self, tensor: str, t: float) -> Hashable:
         """A key that is equal for tensors with the same values."""
-        return tuple([text in tensor for text in self._filters]), t if self._graded else None
+        return tuple([text in tensor for text in self._filters]), t if self._has_gradient else None
 
-    def of(self, tensor: str, t: float) -> tuple[Mapping[str, Resolved], Parameter | None]:
+    def of(self, tensor: str, t: float) -> tuple[Mapping[str, ResolvedValue], Parameter | None]:
         """Every parameter with a value or default for ``tensor`` at position ``t`` of its slice,
         and the first parameter without one, if any.
 
@@ -127,7 +128,7 @@ class Resolution:
             for parameter in self._parameters:
                 value = resolve(parameter, self._levels, tensor, t)
                 if value is None and parameter.default is not REQUIRED:
-                    value = Resolved(parameter.default, "default", None, None)
+                    value = ResolvedValue(parameter.default, "default", None, None)
                 if value is not None:
                     values[parameter.name] = value
             lacking = next((p for p in self._parameters if p.name not in values), None)
@@ -142,7 +143,7 @@ class Resolution:
         return None
 
 
-def at_gradient(values: Sequence[float], t: float) -> float:
+def gradient_value(values: Sequence[float], t: float) -> float:
     """Piecewise linear interpolation of equally spaced ``values`` at ``t`` from 0 to 1."""
     position = t * (len(values) - 1)
     index = min(int(position), len(values) - 2) if len(values) > 1 else 0
@@ -152,15 +153,15 @@ def at_gradient(values: Sequence[float], t: float) -> float:
     return (1 - share) * values[index] + share * values[index + 1]
 
 
-def required(
+def missing_value_error(
     parameter: Parameter,
     model: str | None,
     tensor: str,
     place: Place,
     filtered: Place | None = None,
 ) -> ConfigError:
-    """The error for a parameter that no level supplies; ``filtered`` is the place of entries whose
-    filters do not match the tensor."""
+    """The error for a parameter that no level supplies. ``filtered`` is the place of entries whose
+    filters do not match the tensor, if there are any."""
     whose = f" of model '{model}'" if model is not None else ""
     remedy = "add it" if filtered is None else "add '- value: ...', which applies to all others"
     return ConfigError(
@@ -171,11 +172,11 @@ def required(
     )
 
 
-def _at(value: Any, t: float) -> tuple[Any, float | None]:
+def _value_at(value: Any, t: float) -> tuple[Any, float | None]:
     if not isinstance(value, tuple):
         return value, None
     if all(is_number(item) for item in value):
-        return at_gradient(value, t), t
+        return gradient_value(value, t), t
     return value[int(t * (len(value) - 1))], t
 
 

@@ -20,10 +20,10 @@ def yaml_text(data: Mapping[Any, Any], file: str) -> str:
     Raises:
         ConfigError: a value cannot be written as YAML; the message says where.
     """
-    return yaml.safe_dump(_plain(data, file, "", 0), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_yaml_data(data, file, "", 0), sort_keys=False, allow_unicode=True)
 
 
-def _plain(value: Any, file: str, path: str, depth: int) -> Any:
+def _yaml_data(value: Any, file: str, path: str, depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise ConfigError(
             "this is nested too deeply for a configuration", place=Place(file, 0, path[:80])
@@ -31,7 +31,7 @@ def _plain(value: Any, file: str, path: str, depth: int) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, enum.Enum):
-        return _plain(value.value, file, path, depth)
+        return _yaml_data(value.value, file, path, depth)
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, os.PathLike):
@@ -40,19 +40,19 @@ def _plain(value: Any, file: str, path: str, depth: int) -> Any:
         return str(value).rpartition(".")[2]
     if isinstance(value, Mapping):
         return {
-            _plain(key, file, path, depth + 1): _plain(
+            _yaml_data(key, file, path, depth + 1): _yaml_data(
                 item, file, f"{path}.{key}".lstrip("."), depth + 1
             )
             for key, item in value.items()
         }
     if hasattr(value, "tolist"):  # numbers and arrays of numpy, and tensors
-        return _plain(value.tolist(), file, path, depth + 1)
+        return _yaml_data(value.tolist(), file, path, depth + 1)
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
     if isinstance(value, (Sequence, Set)) and not isinstance(value, (bytes, bytearray)):
-        return [_plain(item, file, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+        return [_yaml_data(item, file, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
     raise ConfigError(
         f"a configuration cannot have a value of type {type(value).__name__}",
         place=Place(file, 0, path),

@@ -1,7 +1,7 @@
 """Values that override the configuration: ``--set parameters.t=0.3``.
 
-A *setting* is a path of keys and a YAML value. It replaces the value at that path; an empty value
-removes it. Errors in the value are reported with the setting as their place.
+A *setting* is a path of keys and a YAML value. The value replaces that at the path; an empty value
+removes it. Errors in the value name the setting as their place.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import yaml
 from mergeloom.engine.base.errors import ConfigError, Finding, Place
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import suggest
-from mergeloom.planners.config.findings import Findings, check_known
+from mergeloom.planners.config.findings import Findings, refuse_unknown
 from mergeloom.planners.config.plain_data import yaml_text
-from mergeloom.planners.config.yaml_values import Value, load_documents, short
+from mergeloom.planners.config.yaml_values import Value, load_documents, shortened
 
-_STEP = re.compile(r'(?:^|\.)(?:"((?:[^"\\]|\\.)*)"|([^."\[\]=]+))|\[(\d{1,6})\]')
+_PATH_STEP = re.compile(r'(?:^|\.)(?:"((?:[^"\\]|\\.)*)"|([^."\[\]=]+))|\[(\d{1,6})\]')
 _OPTION = "--set "
 
 Path = tuple[str | int, ...]
@@ -34,14 +34,14 @@ class Setting:
     value: str
 
     @property
-    def written(self) -> str:
+    def path_text(self) -> str:
         """The path as text: ``models[0].parameters.weight``."""
-        return _written(self.path)
+        return _path_text(self.path)
 
     @property
     def place(self) -> str:
-        """The place shown in messages about it."""
-        return short(f"{_OPTION}{self.written}={self.value}")
+        """The place that messages about it name."""
+        return shortened(f"{_OPTION}{self.path_text}={self.value}")
 
 
 def parse_setting(text: str) -> Setting:
@@ -53,7 +53,7 @@ def parse_setting(text: str) -> Setting:
     path: list[str | int] = []
     end = 0
     while end < len(text) and text[end] != "=":
-        step = _STEP.match(text, end)
+        step = _PATH_STEP.match(text, end)
         if step is None:
             break
         quoted, key, number = step.groups()
@@ -65,14 +65,14 @@ def parse_setting(text: str) -> Setting:
     if not path or text[end : end + 1] != "=":
         raise ConfigError(
             "a setting is a path of keys, '=' and a value",
-            place=Place(short(f"{_OPTION}{ascii(text)[1:-1]}")),
+            place=Place(shortened(f"{_OPTION}{ascii(text)[1:-1]}")),
             remedy="write --set parameters.t=0.3, or --set 'models[0].parameters.weight=0.5'",
             code="setting",
         )
     return Setting(tuple(path), text[end + 1 :])
 
 
-def setting_of(path: str, value: Any) -> Setting:
+def setting_from_value(path: str, value: Any) -> Setting:
     """A setting with a Python value; ``None`` removes the value at the path.
 
     Raises:
@@ -101,30 +101,32 @@ def apply_settings(
         first = setting.path[0]
         if isinstance(first, int):
             if first >= len(found):
-                raise _fault(setting, f"there is no document [{first}]", _last(found))
+                raise _setting_error(
+                    setting, f"there is no document [{first}]", _positions_text(found)
+                )
             number, path = first, setting.path[1:]
         elif len(found) > 1:
-            raise _fault(
+            raise _setting_error(
                 setting,
                 f"the configuration has {len(found)} documents",
-                f"write [0].{setting.written} for the first, [{len(found) - 1}]. for the last",
+                f"write [0].{setting.path_text} for the first, [{len(found) - 1}]. for the last",
             )
         else:
             number, path = 0, setting.path
         if not path:
-            raise _fault(setting, "a whole document cannot be set", "name a key in it")
-        found[number] = _put(found[number], path, setting, _read(setting, findings))
+            raise _setting_error(setting, "a whole document cannot be set", "name a key in it")
+        found[number] = _replaced(found[number], path, setting, _parsed_value(setting, findings))
     return found
 
 
-def text_with(documents: Sequence[Value], settings: Sequence[Setting], name: str) -> str:
+def text_with_settings(documents: Sequence[Value], settings: Sequence[Setting], name: str) -> str:
     """The YAML of documents with settings applied; a comment at the top lists the settings."""
-    said = "".join(f"# {each.place}\n" for each in settings)
+    comments = "".join(f"# {each.place}\n" for each in settings)
     texts = (
-        yaml.safe_dump(each.plain(), sort_keys=False, allow_unicode=True, width=4000)
+        yaml.safe_dump(each.without_places(), sort_keys=False, allow_unicode=True, width=4000)
         for each in documents
     )
-    return f"# {name} with\n{said}" + "---\n".join(texts)
+    return f"# {name} with\n{comments}" + "---\n".join(texts)
 
 
 def check_settings(warnings: Sequence[Finding]) -> None:
@@ -133,105 +135,107 @@ def check_settings(warnings: Sequence[Finding]) -> None:
     Raises:
         ConfigError: some are unknown, or have no effect at their path.
     """
-    check_known(
+    refuse_unknown(
         each for each in warnings if each.place is not None and each.place.file.startswith(_OPTION)
     )
 
 
-def _read(setting: Setting, findings: Findings) -> Value | None:
+def _parsed_value(setting: Setting, findings: Findings) -> Value | None:
     """The value of a setting; ``None`` to remove the value at the path."""
     if not setting.value.strip():
         return None
     try:
         values = load_documents(setting.value, setting.place, findings, lines=False)
     except ConfigError as error:
-        raise _fault(setting, f"its value: {error.cause}", error.remedy) from error
+        raise _setting_error(setting, f"its value: {error.cause}", error.remedy) from error
     if len(values) > 1:
-        raise _fault(setting, "it has several values")
+        raise _setting_error(setting, "it has several values")
     return values[0] if values else None
 
 
-def _put(value: Value | None, path: Path, setting: Setting, new: Value | None) -> Value:
+def _replaced(value: Value | None, path: Path, setting: Setting, new: Value | None) -> Value:
     """``value`` with ``new`` at the relative ``path``."""
     if not path:
         return new if new is not None else Value(None, Place(setting.place))
     step = path[0]
-    if isinstance(step, str) and step.isdecimal() and isinstance(_content(value), list):
+    if isinstance(step, str) and step.isdecimal() and isinstance(_content_of(value), list):
         step = int(step)
     if isinstance(step, int):
-        return _put_entry(value, step, path[1:], setting, new)
-    return _put_key(value, step, path[1:], setting, new)
+        return _with_replaced_entry(value, step, path[1:], setting, new)
+    return _with_replaced_key(value, step, path[1:], setting, new)
 
 
-def _put_entry(
+def _with_replaced_entry(
     value: Value | None, step: int, rest: Path, setting: Setting, new: Value | None
 ) -> Value:
-    """The same for entry ``step`` of a list."""
-    where = _where(setting, rest)
-    items = _content(value)
+    """A list whose entry ``step`` has ``new`` at the path ``rest``."""
+    where = _path_before(setting, rest)
+    items = _content_of(value)
     if value is None or not isinstance(items, list):
-        raise _fault(setting, f"{where} is {_kind(value)}, not a list")
+        raise _setting_error(setting, f"{where} is {_kind_text(value)}, not a list")
     if step >= len(items):
-        raise _fault(setting, f"{where} has no entry [{step}]", _last(items))
+        raise _setting_error(setting, f"{where} has no entry [{step}]", _positions_text(items))
     if new is None and not rest:
         return Value([*items[:step], *items[step + 1 :]], value.place)
     items = list(items)
-    items[step] = _put(items[step], rest, setting, new)
+    items[step] = _replaced(items[step], rest, setting, new)
     return Value(items, value.place)
 
 
-def _put_key(
+def _with_replaced_key(
     value: Value | None, step: str, rest: Path, setting: Setting, new: Value | None
 ) -> Value:
-    """The same for key ``step`` of a mapping."""
+    """A mapping whose key ``step`` has ``new`` at the path ``rest``."""
     above = setting.path[: len(setting.path) - len(rest) - 1]
-    where = _where(setting, rest)
+    where = _path_before(setting, rest)
     if value is None or value.content is None:
         value = Value({}, Place(setting.place))
     if isinstance(value.content, str) and above[-2:-1] in (("models",), ("sources",)):
         value = Value({"model": value}, value.place)  # a bare name
     if isinstance(value.content, list):
         last = f", [0] to [{len(value.content) - 1}]" if len(value.content) > 1 else ""
-        raise _fault(
+        raise _setting_error(
             setting,
             f"{where} is a list of {len(value.content)}",
-            f"write {_written((*above, 0, step, *rest))}{last}",
+            f"write {_path_text((*above, 0, step, *rest))}{last}",
         )
     if not isinstance(value.content, dict):
-        raise _fault(setting, f"{where} is {_kind(value)}, which has no keys")
+        raise _setting_error(setting, f"{where} is {_kind_text(value)}, which has no keys")
     content = dict(value.content)
     if new is None and not rest:
         if step not in content:
-            raise _fault(setting, f"there is no '{step}' to remove", suggest(step, list(content)))
+            raise _setting_error(
+                setting, f"there is no '{step}' to remove", suggest(step, list(content))
+            )
         del content[step]
     else:
-        content[step] = _put(content.get(step), rest, setting, new)
+        content[step] = _replaced(content.get(step), rest, setting, new)
     return Value(content, value.place)
 
 
-def _content(value: Value | None) -> Any:
+def _content_of(value: Value | None) -> Any:
     return None if value is None else value.content
 
 
-def _where(setting: Setting, rest: Path) -> str:
+def _path_before(setting: Setting, rest: Path) -> str:
     """The path up to ``rest``, for messages."""
     above = setting.path[: len(setting.path) - len(rest) - 1]
-    return f"'{_written(above)}'" if above else "the configuration"
+    return f"'{_path_text(above)}'" if above else "the configuration"
 
 
-def _fault(setting: Setting, cause: str, remedy: str = "") -> ConfigError:
+def _setting_error(setting: Setting, cause: str, remedy: str = "") -> ConfigError:
     return ConfigError(cause, place=Place(setting.place), remedy=remedy, code="setting")
 
 
-def _kind(value: Value | None) -> str:
+def _kind_text(value: Value | None) -> str:
     return "not there" if value is None else value.kind
 
 
-def _last(items: Sequence[Any] | Mapping[str, Any]) -> str:
+def _positions_text(items: Sequence[Any] | Mapping[str, Any]) -> str:
     return f"there are [0] to [{len(items) - 1}]" if len(items) > 1 else "there is [0] only"
 
 
-def _written(path: Sequence[str | int]) -> str:
+def _path_text(path: Sequence[str | int]) -> str:
     text = ""
     for step in path:
         if isinstance(step, int):

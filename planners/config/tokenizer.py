@@ -18,15 +18,15 @@ from mergeloom.planners.config.transplant import TransplantSettings, read_transp
 from mergeloom.planners.config.yaml_values import Value
 
 UNION, BASE = "union", "base"
-_OLD = "model:"
+_OLD_PREFIX = "model:"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """The origin of one token's row: a model's row of the same token (``model`` alone), its row
-    of another token or token id, or zeros (``zero``); the default rules if all are absent.
+    """The origin of one token's row: the row of the same token in ``model``, its row of another
+    ``token`` or ``token_id``, or zeros (``zero``). The default rules apply if all are absent.
 
-    ``force`` replaces the row of every model, not only of those that lack the token.
+    With ``force``, the row of every model is replaced, not only of those that lack the token.
     """
 
     model: ModelReference | None
@@ -77,11 +77,11 @@ def read_tokenizer(value: Value, findings: Findings) -> TokenizerSettings:
     rows: dict[str, TokenRow] = {}
     if "tokens" in fields:
         for token, item in fields["tokens"].mapping("'tokens'").items():
-            row = findings.attempt(_row, item, findings)
+            row = findings.attempt(_token_row, item, findings)
             if row is not None:
                 rows[token] = row
     source = fields.read("source", lambda each: _source(each, findings))
-    multiple = fields.read("pad_to_multiple_of", _multiple)
+    multiple = fields.read("pad_to_multiple_of", lambda each: each.positive("'pad_to_multiple_of'"))
     transplant = fields.read("transplant", lambda each: read_transplant(each, findings))
     if transplant is not None and not isinstance(source, ModelReference):
         raise transplant.place.error(
@@ -94,21 +94,14 @@ def read_tokenizer(value: Value, findings: Findings) -> TokenizerSettings:
 def _source(value: Value, findings: Findings) -> str | ModelReference:
     if value.content in (UNION, BASE):
         return str(value.content)
-    if isinstance(value.content, str) and value.content.startswith(_OLD):
-        return parse_reference(value.text("a model").removeprefix(_OLD))
+    if isinstance(value.content, str) and value.content.startswith(_OLD_PREFIX):
+        return parse_reference(value.text("a model").removeprefix(_OLD_PREFIX))
     return read_reference(value, findings)
 
 
-def _multiple(value: Value) -> int:
-    number = value.whole("'pad_to_multiple_of'")
-    if number < 1:
-        raise value.error(f"'pad_to_multiple_of' must be 1 or more, not {number}")
-    return number
-
-
-def _row(value: Value, findings: Findings) -> TokenRow:
+def _token_row(value: Value, findings: Findings) -> TokenRow:
     fields = Fields(value, TOKEN, findings)
-    force = fields.read("force", _truth) or False
+    force = fields.read("force", lambda each: each.boolean("'force'")) or False
     if "source" not in fields:
         return TokenRow(None, None, None, False, force, value.place)
     source = fields["source"]
@@ -123,7 +116,7 @@ def _row(value: Value, findings: Findings) -> TokenRow:
         raise kind.error(f"'kind' must be zero or model_token, not {kind.kind}")
     model = read_reference(inner.require("model"), findings)
     token = inner.read("token", _token)
-    number = inner.read("token_id", lambda each: each.whole("'token_id'"))
+    number = inner.read("token_id", lambda each: each.integer("'token_id'"))
     if (token is None) == (number is None):
         raise source.error("a model_token needs either 'token' or 'token_id'")
     return TokenRow(model, token, number, False, force, value.place)
@@ -132,10 +125,4 @@ def _row(value: Value, findings: Findings) -> TokenRow:
 def _token(value: Value) -> str:
     if not isinstance(value.content, str):
         raise value.error(f"'token' must be text, not {value.kind}", "put it into quotes")
-    return value.content
-
-
-def _truth(value: Value) -> bool:
-    if not isinstance(value.content, bool):
-        raise value.error(f"'force' must be true or false, not {value.kind}")
     return value.content

@@ -1,4 +1,4 @@
-"""``tokenizer.transplant``: how rows of tokens that a model lacks are computed."""
+"""``tokenizer.transplant``: how to compute rows of tokens that a model lacks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.keys import TRANSPLANT, Fields
 from mergeloom.planners.config.yaml_values import Value
 
-Method = Literal["omp", "interpolation", "landmarks", "subword", "mean", "zero", "random"]
-Weights = Literal["distance", "barycentric", "least_squares"]
-Subword = Literal["mean", "sum", "weighted", "first_last"]
-Where = Literal["no", "embed", "head", "yes"]
+TransplantMethod = Literal["omp", "interpolation", "landmarks", "subword", "mean", "zero", "random"]
+NeighbourWeights = Literal["distance", "barycentric", "least_squares"]
+SubwordWeights = Literal["mean", "sum", "weighted", "first_last"]
+PrefixTables = Literal["no", "embed", "head", "yes"]
 
-METHODS: tuple[Method, ...] = (
+METHODS: tuple[TransplantMethod, ...] = (
     *("omp", "interpolation", "landmarks", "subword", "mean", "zero", "random"),
 )
-WEIGHTS: tuple[Weights, ...] = ("distance", "barycentric", "least_squares")
-SUBWORDS: tuple[Subword, ...] = ("mean", "sum", "weighted", "first_last")
-WHERE: tuple[Where, ...] = ("no", "embed", "head", "yes")
+NEIGHBOUR_WEIGHTS: tuple[NeighbourWeights, ...] = ("distance", "barycentric", "least_squares")
+SUBWORD_WEIGHTS: tuple[SubwordWeights, ...] = ("mean", "sum", "weighted", "first_last")
+PREFIX_TABLES: tuple[PrefixTables, ...] = ("no", "embed", "head", "yes")
 
 _OTHER_NAMES = {
     "common_interpolation": "interpolation",
@@ -33,15 +33,15 @@ _OTHER_NAMES = {
     "weighted_mean": "weighted",
     "lm_head": "head",
 }
-"""Names used by other programs."""
+"""Names that other programs use."""
 
-MOST = 64
+DEFAULT_K = 64
 C = TypeVar("C", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
 class TransplantSettings:
-    """How missing rows are computed.
+    """How to compute missing rows.
 
     ``k`` is the number of shared tokens used for each row (``omp``, ``interpolation``). ``cosine``
     and ``weights`` are for interpolation, ``subword`` for the method of that name, ``seed`` for
@@ -50,18 +50,18 @@ class TransplantSettings:
     """
 
     place: Place
-    method: Method = "omp"
-    k: int = MOST
+    method: TransplantMethod = "omp"
+    k: int = DEFAULT_K
     cosine: bool = False
-    weights: Weights = "distance"
-    subword: Subword = "mean"
-    prefix: Where = "no"
+    weights: NeighbourWeights = "distance"
+    subword: SubwordWeights = "mean"
+    prefix: PrefixTables = "no"
     exclude_undertrained: bool = False
     seed: int = 0
 
     @property
-    def compares(self) -> bool:
-        """Whether the donor's rows are used."""
+    def uses_donor_rows(self) -> bool:
+        """Whether the method uses the donor's rows."""
         return self.method in ("omp", "interpolation", "landmarks")
 
 
@@ -76,18 +76,18 @@ def read_transplant(value: Value, findings: Findings) -> TransplantSettings:
     if value.content is True:
         return TransplantSettings(value.place)
     fields = Fields(value, TRANSPLANT, findings)
-    usual = TransplantSettings(value.place)
+    defaults = TransplantSettings(value.place)
     return TransplantSettings(
         value.place,
-        fields.read("method", lambda each: _choice(each, METHODS)) or usual.method,
-        fields.read("k", lambda each: _positive(each, "'k'")) or usual.k,
-        fields.read("cosine", lambda each: _truth(each, "'cosine'")) or False,
-        fields.read("weights", lambda each: _choice(each, WEIGHTS)) or usual.weights,
-        fields.read("subword", lambda each: _choice(each, SUBWORDS)) or usual.subword,
-        fields.read("prefix", lambda each: _choice(each, WHERE)) or usual.prefix,
-        fields.read("exclude_undertrained", lambda each: _truth(each, "'exclude_undertrained'"))
+        fields.read("method", lambda each: _choice(each, METHODS)) or defaults.method,
+        fields.read("k", lambda each: each.positive("'k'")) or defaults.k,
+        fields.read("cosine", lambda each: each.boolean("'cosine'")) or False,
+        fields.read("weights", lambda each: _choice(each, NEIGHBOUR_WEIGHTS)) or defaults.weights,
+        fields.read("subword", lambda each: _choice(each, SUBWORD_WEIGHTS)) or defaults.subword,
+        fields.read("prefix", lambda each: _choice(each, PREFIX_TABLES)) or defaults.prefix,
+        fields.read("exclude_undertrained", lambda each: each.boolean("'exclude_undertrained'"))
         or False,
-        fields.read("seed", lambda each: each.whole("'seed'")) or 0,
+        fields.read("seed", lambda each: each.integer("'seed'")) or 0,
     )
 
 
@@ -100,16 +100,3 @@ def _choice(value: Value, choices: Sequence[C]) -> C:
         remedy = suggest(str(content), choices) or f"choose {', '.join(choices)}"
         raise value.error(f"{value.kind} is not one of the choices", remedy)
     return cast(C, text)
-
-
-def _positive(value: Value, what: str) -> int:
-    number = value.whole(what)
-    if number < 1:
-        raise value.error(f"{what} must be 1 or more, not {number}")
-    return number
-
-
-def _truth(value: Value, what: str) -> bool:
-    if not isinstance(value.content, bool):
-        raise value.error(f"{what} must be true or false, not {value.kind}")
-    return value.content

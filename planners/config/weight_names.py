@@ -1,4 +1,4 @@
-"""Detects documents that name weights without layers: files of weights, or pipelines."""
+"""Detects documents whose models are weight files or pipelines, which have no layers to stack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 def names_files(document: Mapping[str, Value]) -> bool:
     """Whether one of the models of a document, or its base, is a weight file or the directory of a
     pipeline."""
-    named = list(_models(document))
+    named = list(_model_names(document))
     return any(text.lower().endswith(SUFFIXES) for text in named) or any(map(_is_pipeline, named))
 
 
@@ -26,7 +26,7 @@ def _is_pipeline(text: str) -> bool:
         return False
 
 
-def _models(document: Mapping[str, Value]) -> Iterator[str]:
+def _model_names(document: Mapping[str, Value]) -> Iterator[str]:
     listed = document.get("models")
     items = listed.content if listed is not None and isinstance(listed.content, list) else []
     for value in (*items, document.get("base_model")):

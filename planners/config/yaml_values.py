@@ -1,4 +1,4 @@
-"""YAML values that know their position, so that every finding can point to its line.
+"""YAML values with their places, so that every finding can point to a line.
 
 Only plain data is accepted: mappings, lists, strings, numbers, booleans, null. Tags are refused,
 and aliases if the expanded document is large. JSON is read as YAML.
@@ -24,7 +24,7 @@ MAX_DEPTH = 50
 MAX_NAME = 1000
 """Maximum length of a name and of a key path, in characters."""
 
-_MAX_NUMBER = 100
+_MAX_NUMBER_LENGTH = 100
 _DIRECTIVE = re.compile(r"^%([A-Z]+)", re.MULTILINE)
 _SURROGATES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _REMEDIES = (
@@ -34,16 +34,16 @@ _REMEDIES = (
     ("block", "is this line indented like its neighbours?"),
 )
 """Remedies, by words in the parser's error message."""
-_NO_SPACE = re.compile(r"(- )?[A-Za-z_]+:[^\s/\\\\].*")
+_MISSING_SPACE = re.compile(r"(- )?[A-Za-z_]+:[^\s/\\\\].*")
 """A key and value without a space after the colon; not a drive letter or URL."""
 _ASSIGNMENT = re.compile(r"\s*[A-Za-z_]+ *= *[\"'\[{]")
 _ODD_SPACE = re.compile("([\u00a0\u2000-\u200b\u202f\u3000\ufeff])")
 _ODD_DASH = re.compile("^\\s*([\u2010-\u2015\u2212\u2022*])\\s+\\w")
 _OCTAL = re.compile(r"[+-]?0[0-7]*[1-9][0-7]*")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_TAG = "tag:yaml.org,2002:"
-_PLAIN_TAGS = {f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "null")}
-_MERGE = f"{_TAG}merge"
+_TAG_PREFIX = "tag:yaml.org,2002:"
+_PLAIN_TAGS = {f"{_TAG_PREFIX}{kind}" for kind in ("str", "int", "float", "bool", "null")}
+_MERGE_TAG = f"{_TAG_PREFIX}merge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Value:
             raise self.error(f"{what} must be a name, not {self.kind}", remedy)
         return self.content
 
-    def whole(self, what: str) -> int:
+    def integer(self, what: str) -> int:
         """The content as an integer, which may be written as ``4.0`` or as text.
 
         Raises:
@@ -110,16 +110,37 @@ class Value:
             raise self.error(f"{what} must be a whole number, not {self.kind}")
         return content
 
-    def plain(self) -> Any:
-        """The content without places."""
+    def positive(self, what: str) -> int:
+        """The content as an integer of at least 1.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        number = self.integer(what)
+        if number < 1:
+            raise self.error(f"{what} must be 1 or more, not {number}")
+        return number
+
+    def boolean(self, what: str) -> bool:
+        """The content as a boolean.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        if not isinstance(self.content, bool):
+            raise self.error(f"{what} must be true or false, not {self.kind}")
+        return self.content
+
+    def without_places(self) -> Any:
+        """The content as plain Python data."""
         if isinstance(self.content, dict):
-            return {key: value.plain() for key, value in self.content.items()}
+            return {key: value.without_places() for key, value in self.content.items()}
         if isinstance(self.content, list):
-            return [value.plain() for value in self.content]
+            return [value.without_places() for value in self.content]
         return self.content
 
     @property
-    def given(self) -> bool:
+    def has_value(self) -> bool:
         """Whether there is a value: neither null nor an empty string, list or mapping."""
         return self.content is not None and self.content not in ("", [], {})
 
@@ -132,7 +153,7 @@ class Value:
             return "a list"
         if isinstance(self.content, bool):
             return "true" if self.content else "false"
-        return "nothing" if self.content is None else short(repr(self.content))
+        return "nothing" if self.content is None else shortened(repr(self.content))
 
 
 def load_documents(text: str, file: str, findings: Findings, lines: bool = True) -> list[Value]:
@@ -150,12 +171,12 @@ def load_documents(text: str, file: str, findings: Findings, lines: bool = True)
                 "YAML directives are not allowed", place=Place(file, line), remedy="remove the line"
             )
     if text.lstrip().startswith("{"):  # JSON escapes characters above U+FFFF as surrogate pairs
-        text = _SURROGATES.sub(_joined, text)
+        text = _SURROGATES.sub(_as_one_escape, text)
     try:
         _check_nesting(text, file)
         nodes = list(yaml.compose_all(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
-        raise _not_yaml(error, text, file) from error
+        raise _syntax_error(error, text, file) from error
     except yaml.reader.ReaderError as error:
         line = text.encode()[: error.position].count(b"\n") + 1
         raise ConfigError(
@@ -176,18 +197,18 @@ def is_name(text: str) -> bool:
     return 0 < len(text) <= MAX_NAME and text.isprintable()
 
 
-def short(text: str) -> str:
+def shortened(text: str) -> str:
     """``text``, truncated to 80 characters."""
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _joined(pair: re.Match[str]) -> str:
+def _as_one_escape(pair: re.Match[str]) -> str:
     high, low = int(pair[1], 16), int(pair[2], 16)
     return f"\\U{0x10000 + ((high - 0xD800) << 10) + low - 0xDC00:08X}"
 
 
-def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
-    """The error for text that cannot be parsed, with common causes in plain words."""
+def _syntax_error(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
+    """The error for text that cannot be parsed; common causes are named in plain words."""
     mark = error.problem_mark or error.context_mark
     line = mark.line if mark is not None else 0
     lines = [*text.splitlines(), *[""] * (line + 1)]
@@ -212,10 +233,10 @@ def _not_yaml(error: yaml.MarkedYAMLError, text: str, file: str) -> ConfigError:
         cause, remedy = f"'{odd[1]}' (U+{ord(odd[1]):04X}) before an item", "write '-'"
     elif written.startswith("```"):
         cause, remedy = "a Markdown code fence", "remove the lines with ```"
-    elif above is not None and _NO_SPACE.fullmatch(before):
+    elif above is not None and _MISSING_SPACE.fullmatch(before):
         place = Place(file, above + 1)
-        cause = f"{short(repr(before))} has no space after its colon"
-        remedy = f"write {short(repr(before.replace(':', ': ', 1)))}"
+        cause = f"{shortened(repr(before))} has no space after its colon"
+        remedy = f"write {shortened(repr(before.replace(':', ': ', 1)))}"
     elif _ASSIGNMENT.match(text):
         place = Place(file, text.count("\n", 0, len(text) - len(text.lstrip())) + 1)
         cause = "a line of Python, not YAML"
@@ -241,7 +262,8 @@ def _first(pattern: re.Pattern[str], lines: Iterable[tuple[int, str]]) -> tuple[
 
 
 def _check_nesting(text: str, file: str) -> None:
-    """Limit depth and size first: PyYAML's composer recurses in C without a limit."""
+    """Check depth and size before composing, because PyYAML's composer recurses in C without a
+    limit."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=_LOADER)):
         if isinstance(event, CollectionStartEvent):
@@ -250,10 +272,10 @@ def _check_nesting(text: str, file: str) -> None:
             depth -= 1
         if depth > MAX_DEPTH or count > 2 * MAX_NODES:  # a collection has a start and an end event
             line = event.start_mark.line + 1 if event.start_mark else 1
-            raise _too_large(Place(file, line))
+            raise _too_large_error(Place(file, line))
 
 
-def _too_large(place: Place) -> ConfigError:
+def _too_large_error(place: Place) -> ConfigError:
     return ConfigError("the document is too large or too deep for a configuration", place=place)
 
 
@@ -269,7 +291,7 @@ class _Reader:
         place = self._place(node, path)
         self._count += 1
         if self._count > MAX_NODES or depth > MAX_DEPTH or len(path) > MAX_NAME:
-            raise _too_large(Place(self._file, place.line, path[:80]))
+            raise _too_large_error(Place(self._file, place.line, path[:80]))
         if isinstance(node, MappingNode):
             return Value(self._mapping(node, path, depth), place)
         if isinstance(node, SequenceNode):
@@ -287,21 +309,21 @@ class _Reader:
         merged: dict[str, Value] = {}
         for key_node, value_node in node.value:
             place = self._place(key_node, path)
-            if key_node.tag == _MERGE:
-                for name, value in self._merged(value_node, path, depth).items():
+            if key_node.tag == _MERGE_TAG:
+                for name, value in self._merge_key_content(value_node, path, depth).items():
                     merged.setdefault(name, value)
                 continue
             key = self._scalar(key_node, place) if isinstance(key_node, ScalarNode) else None
             name = str(key)
             if key is None or isinstance(key, bool) or len(name) > MAX_NAME:
-                self._findings.error(place, f"a key must be a name, not {short(repr(key))}")
+                self._findings.error(place, f"a key must be a name, not {shortened(repr(key))}")
                 continue
             shown = name if is_name(name) else repr(name)
             below = f"{path}.{shown}".lstrip(".")
             if name in own:
                 self._findings.warn(
                     Place(self._file, place.line, below),
-                    f"{short(repr(name))} is already set in line "
+                    f"{shortened(repr(name))} is already set in line "
                     f"{own[name].place.line}; the later value is used",
                     "remove one of them",
                     "repeated-key",
@@ -309,7 +331,7 @@ class _Reader:
             own[name] = self.value(value_node, below, depth + 1)
         return {**merged, **own}
 
-    def _merged(self, node: Node, path: str, depth: int) -> Mapping[str, Value]:
+    def _merge_key_content(self, node: Node, path: str, depth: int) -> Mapping[str, Value]:
         """The content of a merge key (``<<``): one mapping, or several, where the first wins."""
         nodes: Sequence[Node] = node.value if isinstance(node, SequenceNode) else [node]
         found: dict[str, Value] = {}
@@ -324,14 +346,14 @@ class _Reader:
 
     def _scalar(self, node: ScalarNode, place: Place) -> Any:
         if node.tag not in _PLAIN_TAGS:
-            if node.tag.startswith(_TAG) and not node.tag.endswith("binary"):
+            if node.tag.startswith(_TAG_PREFIX) and not node.tag.endswith("binary"):
                 return node.value  # dates and the like are read as text
-            tag = short(repr(node.tag))
+            tag = shortened(repr(node.tag))
             self._findings.error(place, f"the tag {tag} is not allowed", "write plain values")
             return None
         if not node.tag.endswith(":str"):
-            if len(node.value) > _MAX_NUMBER:
-                self._findings.error(place, f"not a value: {short(repr(node.value))}")
+            if len(node.value) > _MAX_NUMBER_LENGTH:
+                self._findings.error(place, f"not a value: {shortened(repr(node.value))}")
                 return None
             if ":" in node.value:  # YAML 1.1 reads 1:30 as base 60, which is never meant
                 return node.value
@@ -344,5 +366,5 @@ class _Reader:
         try:
             return self._scalars.construct_object(node)
         except (ValueError, yaml.YAMLError):
-            self._findings.error(place, f"not a value: {short(repr(node.value))}")
+            self._findings.error(place, f"not a value: {shortened(repr(node.value))}")
             return None

@@ -1,6 +1,6 @@
-"""Export of a model to one GGUF file, as a graph with a single output file.
+"""Plans the export of a model to one GGUF file, as a graph with a single output file.
 
-Names, row order and norms are converted as by ggml's converter (`planners.models.gguf.families`).
+Names, row order and norms are converted as ggml's converter does (`planners.models.gguf.families`).
 Matrices get the requested type, everything else float32.
 """
 
@@ -25,18 +25,23 @@ from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.model_reference import parse_reference
-from mergeloom.planners.export.values import experts_of, factors_of, family_of_config, values_of
-from mergeloom.planners.export.words import words_of
-from mergeloom.planners.models.gguf.arrangement import EXPERTS, KEYS, QUERIES, pairs
+from mergeloom.planners.export.metadata import (
+    family_of_config,
+    model_metadata,
+    number_of_experts,
+    rope_factor_tensors,
+)
+from mergeloom.planners.export.tokenizer import tokenizer_metadata
 from mergeloom.planners.models.gguf.families import Family
 from mergeloom.planners.models.gguf.names import file_names
+from mergeloom.planners.models.gguf.tensors import EXPERTS, KEYS, QUERIES, interleaved_order
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.models.roles import is_buffer
 from mergeloom.planners.models.token_weights import Head
 
-FILE = "model.gguf"
+FILE_NAME = "model.gguf"
 Q8_0 = GGML[8]
 TYPES: Mapping[str, tuple[DType, int]] = {
     "f32": (F32, 0),
@@ -44,7 +49,7 @@ TYPES: Mapping[str, tuple[DType, int]] = {
     "bf16": (BF16, 32),
     "q8_0": (Q8_0, 7),
 }
-"""Types of matrices, each with the GGUF code for the predominant type of a file."""
+"""Types of matrices, each with the code that names it as a file's main type."""
 
 _PLUS_ONE = Dequantise((), points=Scale(single=True))
 _MINUS_ONE = MemorySource(b"\x00\x00\x80\xbf", "the number -1")
@@ -52,8 +57,8 @@ _MINUS_ONE = MemorySource(b"\x00\x00\x80\xbf", "the number -1")
 
 @dataclass(frozen=True)
 class Export:
-    """A planned export: ``job`` writes the file `FILE`; ``left_out`` are tensors of the model that
-    are not written."""
+    """A planned export: ``job`` writes the file `FILE_NAME`, of ``nbytes`` bytes; ``left_out`` are
+    tensors of the model that are not written."""
 
     job: Job
     graph: Graph
@@ -61,7 +66,7 @@ class Export:
     left_out: tuple[str, ...]
 
 
-def make_export(
+def plan_export(
     reference: str, resolver: Resolver, kind: str, name: str, with_tokenizer: bool = True
 ) -> Export:
     """Plan the export of a model to a file with matrices of a ``kind`` of `TYPES`.
@@ -73,26 +78,26 @@ def make_export(
         ConfigError, CheckpointError: it is not found, malformed, or of an unsupported family.
     """
     models = Models(resolver)
-    asked = parse_reference(reference)
-    model = models.get(asked)
+    parsed = parse_reference(reference)
+    model = models.get(parsed)
     family = family_of_config(model.config, reference)
-    values = values_of(family, model.config, name, reference)
+    values = model_metadata(family, model.config, name, reference)
     values["general.file_type"] = TYPES[kind][1]
-    folder = models.folder(asked)
+    folder = models.folder(parsed)
     if with_tokenizer and folder is not None:
-        values |= words_of(folder, values[f"{family.architecture}.vocab_size"], reference)
+        values |= tokenizer_metadata(folder, values[f"{family.architecture}.vocab_size"], reference)
     builder = GraphBuilder()
-    tensors, left_out = _tensors(family, model, builder, TYPES[kind][0], reference)
-    for called, factors in factors_of(model.config).items():
+    tensors, left_out = _file_tensors(family, model, builder, TYPES[kind][0], reference)
+    for called, factors in rope_factor_tensors(model.config).items():
         load = builder.load_bytes(factors.bytes, factors.dtype, factors.shape, called)
         tensors[called] = builder.merge([load], Copy(), called), F32
-    described = [(called, dtype, _shape(merge)) for called, (merge, dtype) in tensors.items()]
+    described = [(called, dtype, _file_shape(merge)) for called, (merge, dtype) in tensors.items()]
     try:
         header, offsets = build_gguf(values, described)
     except ValueError as error:
         raise CheckpointError(f"'{reference}' cannot be exported: {error}") from error
     size = offsets[-1] + described[-1][1].nbytes(math.prod(described[-1][2]))
-    file = OutputFile(FILE, header, size)
+    file = OutputFile(FILE_NAME, header, size)
     writes = [
         Write(merge, file, offset, dtype, called)
         for (called, (merge, dtype)), offset in zip(tensors.items(), offsets, strict=True)
@@ -102,7 +107,7 @@ def make_export(
     return Export(_job(graph, models, reference, kind), graph, size, left_out)
 
 
-def _tensors(
+def _file_tensors(
     family: Family, model: Model, builder: GraphBuilder, dtype: DType, where: str
 ) -> tuple[dict[str, tuple[Merge, DType]], tuple[str, ...]]:
     """The tensors of the file by name, and the tensors of the model that are left out.
@@ -111,9 +116,9 @@ def _tensors(
         CheckpointError: a tensor is unknown in the family, or missing in the model.
     """
     config = model.config
-    experts = (experts_of(config) or 0) if family.experts else 0
+    experts = (number_of_experts(config) or 0) if family.experts else 0
     names = file_names(family, int(config["num_hidden_layers"]), experts, f"'{where}'")
-    tied = set(model.tokens.twins) if model.tokens.kind is Head.TIED else set()
+    tied = set(model.tokens.equal_weights) if model.tokens.kind is Head.TIED else set()
     unknown = [name for name in model if name not in names]
     left = [name for name in unknown if is_buffer(name, model.shape(name))]
     strange = next((name for name in unknown if name not in left), None)
@@ -135,17 +140,19 @@ def _tensors(
         if family.experts and EXPERTS in ours:
             if called not in found:
                 group = [each for each in names if names[each] == called]
-                found[called] = _stacked(builder, model, group, dtype, where)
+                found[called] = _stacked_experts(builder, model, group, dtype, where)
             continue
-        turned = (count for part, count in heads.items() if family.interleaved and part in ours)
-        found[called] = _one(builder, model, ours, next(turned, None), family, dtype)
+        counts = (
+            count for part, count in heads.items() if family.has_interleaved_rows and part in ours
+        )
+        found[called] = _file_tensor(builder, model, ours, next(counts, None), family, dtype)
     missing = [names[each] for each in names if each.endswith("embed_tokens.weight")]
     if missing[0] not in found:
         raise CheckpointError(f"'{where}' has no embedding, so it is not a complete model")
     return found, tuple(left)
 
 
-def _one(
+def _file_tensor(
     builder: GraphBuilder,
     model: Model,
     tensor: str,
@@ -153,12 +160,12 @@ def _one(
     family: Family,
     dtype: DType,
 ) -> tuple[Merge, DType]:
-    """One tensor in the form of the file, and its dtype."""
+    """A tensor as the file has it, and its dtype there."""
     shape = model.shape(tensor)
-    rows = None if heads is None else pairs(shape[0], heads)
+    rows = None if heads is None else interleaved_order(shape[0], heads)
     node: Load | Merge = model.node(builder, tensor, rows)
     if len(shape) < 2 or shape[0] == 1:
-        if not (family.offset_norms and tensor.endswith("norm.weight")):
+        if not (family.has_offset_norms and tensor.endswith("norm.weight")):
             return builder.merge([node], Copy(), tensor), F32
         one = StoredTensor.at(_MINUS_ONE, 0, F32, (1,))
         side = builder.load_bytes(one.bytes, one.dtype, one.shape, tensor)
@@ -168,16 +175,16 @@ def _one(
     return builder.merge([node], Copy(), tensor), dtype
 
 
-def _shape(merge: Merge) -> tuple[int, ...]:
-    """The shape in a file, where a weight of one row is a vector."""
+def _file_shape(merge: Merge) -> tuple[int, ...]:
+    """The shape in the file, where a weight of one row is a vector."""
     shape = merge.shape
     return shape[1:] if len(shape) == 2 and shape[0] == 1 else shape
 
 
-def _stacked(
+def _stacked_experts(
     builder: GraphBuilder, model: Model, experts: Sequence[str], dtype: DType, where: str
 ) -> tuple[Merge, DType]:
-    """The experts of one layer as the one tensor that a file has, and its type there.
+    """The experts of one layer as one tensor, as the file has them, and its dtype there.
 
     Raises:
         CheckpointError: they are not alike, or are computed.

@@ -1,7 +1,7 @@
 """A model with an adapter applied to its tensors.
 
-Nothing is stored: each changed tensor is a task on the model's tensor, so a model with several
-adapters is read once.
+No result is stored: a changed tensor is computed from the model's tensor when it is needed, so a
+model with several adapters is read once.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.inputs.fill_rows import FillRows
 from mergeloom.methods.inputs.low_rank import LowRank
 from mergeloom.methods.inputs.transpose import Transpose
-from mergeloom.planners.models.adapter import Adapter, Change, NewRows, Product
-from mergeloom.planners.models.architecture import Architecture, infer
-from mergeloom.planners.models.model import Model, Stored
-from mergeloom.planners.models.rows import arranged
+from mergeloom.planners.models.adapter import Adapter, LowRankProduct, ModuleChange, ReplacedRows
+from mergeloom.planners.models.architecture import Architecture, infer_architecture
+from mergeloom.planners.models.model import Model, TensorLocation
+from mergeloom.planners.models.rows import stored_rows
 from mergeloom.planners.models.token_weights import Head, TokenWeights
 
 Shape = tuple[int, ...]
@@ -41,7 +41,7 @@ class AdaptedModel:
     name: str
     base: Model
     adapter: Adapter
-    changes: Mapping[str, Change]
+    changes: Mapping[str, ModuleChange]
     head: str | None
     prefixes: tuple[str, str]
 
@@ -62,19 +62,19 @@ class AdaptedModel:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return infer({tensor: self.shape(tensor) for tensor in self}, self.config)
+        return infer_architecture({tensor: self.shape(tensor) for tensor in self}, self.config)
 
     @cached_property
     def tokens(self) -> TokenWeights:
-        """The base's, untied if the adapter changes only one of embedding and head."""
+        """Those of the base, untied if the adapter changes only the embedding or only the head."""
         found = self.base.tokens
-        names = [*([found.embedding] if found.embedding is not None else []), *found.twins]
+        names = [*([found.embedding] if found.embedding is not None else []), *found.equal_weights]
         changed = any(self._is_changed(name) for name in names)
-        twins: frozenset[str] = frozenset() if changed else found.twins
+        equal_weights: frozenset[str] = frozenset() if changed else found.equal_weights
         if self.head is not None:
-            return TokenWeights(found.embedding, self.head, Head.OWN, twins)
-        kind = Head.OWN if changed and found.head in found.twins else found.kind
-        return TokenWeights(found.embedding, found.head, kind, twins)
+            return TokenWeights(found.embedding, self.head, Head.OWN, equal_weights)
+        kind = Head.OWN if changed and found.head in found.equal_weights else found.kind
+        return TokenWeights(found.embedding, found.head, kind, equal_weights)
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.base or tensor == self.head
@@ -84,7 +84,7 @@ class AdaptedModel:
         if self.head is not None:
             yield self.head
 
-    def stored(self, tensor: str) -> Stored | None:
+    def stored(self, tensor: str) -> TensorLocation | None:
         if tensor == self.head or self._is_changed(tensor):
             return None
         return self.base.stored(tensor)
@@ -93,27 +93,27 @@ class AdaptedModel:
         return tensor.rpartition(".")[0] in self.changes
 
     def shape(self, tensor: str) -> Shape:
-        replaced = self._replaced(tensor)
-        return self.base.shape(self._below(tensor)) if replaced is None else replaced.shape
+        replaced = self._replacement(tensor)
+        return self.base.shape(self._base_tensor(tensor)) if replaced is None else replaced.shape
 
     def dtype(self, tensor: str) -> DType:
-        return self.base.dtype(self._below(tensor))
+        return self.base.dtype(self._base_tensor(tensor))
 
     def node(
         self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
     ) -> Load | Merge:
         module, _, last = tensor.rpartition(".")
         change = self.changes.get(module)
-        replaced = self._replaced(tensor)
+        replaced = self._replacement(tensor)
         if replaced is not None:
-            node: Load | Merge = _load(builder, arranged(replaced, rows), tensor)
+            node: Load | Merge = _load(builder, stored_rows(replaced, rows), tensor)
         else:
-            node = self.base.node(builder, self._below(tensor), rows)
+            node = self.base.node(builder, self._base_tensor(tensor), rows)
         if change is None:
             return node
         product = change.product
         if last == "bias" and product is not None and product.bias is not None:
-            bias = arranged(product.bias, rows)
+            bias = stored_rows(product.bias, rows)
             return _add_bias(builder, node, bias, product.scale, tensor)
         if last != "weight":
             return node
@@ -124,21 +124,21 @@ class AdaptedModel:
             node = _add_product(builder, node, product, tensor, rows)
         return node
 
-    def _below(self, tensor: str) -> str:
-        """The base's tensor from which ``tensor`` is computed."""
+    def _base_tensor(self, tensor: str) -> str:
+        """The tensor of the base that ``tensor`` is computed from."""
         if tensor == self.head:
             embedding = self.base.tokens.embedding
             assert embedding is not None, "a head that is tied is tied to an embedding"
             return embedding
         return tensor
 
-    def _replaced(self, tensor: str) -> StoredTensor | None:
+    def _replacement(self, tensor: str) -> StoredTensor | None:
         module, _, last = tensor.rpartition(".")
         change = self.changes.get(module)
         return None if change is None else change.replaced.get(last)
 
 
-def adapt(name: str, base: Model, adapter: Adapter) -> AdaptedModel:
+def apply_adapter(name: str, base: Model, adapter: Adapter) -> AdaptedModel:
     """Apply ``adapter`` to ``base``; the result is called ``name``.
 
     Raises:
@@ -153,11 +153,11 @@ def adapt(name: str, base: Model, adapter: Adapter) -> AdaptedModel:
     prefixes = _prefixes(name, adapter, modules)
     strip, add = prefixes
     changes = {add + module[len(strip) :]: change for module, change in adapter.changes.items()}
-    parted = tied and any(
+    untied = tied and any(
         module in changes and changes[module].rows is None for module in (HEAD, embedding)
     )
     model = AdaptedModel(
-        name, base, adapter, changes, f"{HEAD}.weight" if parted else None, prefixes
+        name, base, adapter, changes, f"{HEAD}.weight" if untied else None, prefixes
     )
     _check(model)
     return model
@@ -220,9 +220,9 @@ def _check(model: AdaptedModel) -> None:
                 )
 
 
-def _check_product(name: str, weight: str, shape: Shape, product: Product) -> None:
+def _check_product(name: str, weight: str, shape: Shape, product: LowRankProduct) -> None:
     wanted: Shape = (product.up.shape[0], *product.down.shape[1:])  # convolutions have more than 2
-    if product.swapped:
+    if product.weight_transposed:
         wanted = wanted[::-1]
     if shape != wanted:
         raise CheckpointError(
@@ -238,26 +238,26 @@ def _load(builder: GraphBuilder, tensor: StoredTensor, name: str) -> Load:
 def _add_product(
     builder: GraphBuilder,
     node: Load | Merge,
-    product: Product,
+    product: LowRankProduct,
     name: str,
     rows: Sequence[int] | None,
 ) -> Merge:
     down, up, lengths = product.down, product.up, product.lengths
     if lengths is not None:
-        if rows is not None and product.swapped:
-            down = arranged(down.transpose(), rows).transpose()
+        if rows is not None and product.weight_transposed:
+            down = stored_rows(down.transpose(), rows).transpose()
         elif rows is not None:
-            up, lengths = arranged(up, rows), arranged(lengths, rows)
+            up, lengths = stored_rows(up, rows), stored_rows(lengths, rows)
         side = [_load(builder, each, name) for each in (down, up, lengths)]
         kernel = LowRank(product.scale, product.rank, lengths=True)
-        if not product.swapped:
+        if not product.weight_transposed:
             return builder.merge([node], kernel, name, side=side)
         turned = builder.merge([node], Transpose(), name)
         adapted = builder.merge([turned], kernel, name, side=side)
         return builder.merge([adapted], Transpose(), name)
-    if product.swapped:
+    if product.weight_transposed:
         down, up = up.transpose(), down.transpose()
-    side = [_load(builder, each, name) for each in (down, arranged(up, rows))]
+    side = [_load(builder, each, name) for each in (down, stored_rows(up, rows))]
     return builder.merge([node], LowRank(product.scale, product.rank), name, side=side)
 
 
@@ -271,7 +271,7 @@ def _add_bias(
 
 
 def _replace_rows(
-    builder: GraphBuilder, node: Load | Merge, new: NewRows, numbers: Sequence[int], name: str
+    builder: GraphBuilder, node: Load | Merge, new: ReplacedRows, numbers: Sequence[int], name: str
 ) -> Merge:
     """``node`` (rows ``numbers`` of the model) with rows replaced by the adapter's."""
     places = {index: place for place, index in enumerate(new.indices)}

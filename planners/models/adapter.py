@@ -8,9 +8,9 @@ older ``adapter_model.bin``). Its tensors are named ``base_model.model.MODULE.PA
     lora_magnitude_vector                rows of W + s·B·A get this length (DoRA, Liu et al. 2024,
                                          arXiv:2402.09353)
     lora_B.bias                          s times it is added to the module's bias
-    trainable_tokens_delta               rows of an embedding, in place of those that
-                                         ``trainable_token_indices`` names
-    weight, bias                         stand in place of the module's own (``modules_to_save``)
+    trainable_tokens_delta               replaces the rows of an embedding that
+                                         ``trainable_token_indices`` lists
+    weight, bias                         replace the module's own (``modules_to_save``)
 
 s is ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` for rsLoRA (Kalajdzievski 2023,
 arXiv:2312.03732); ``rank_pattern`` and ``alpha_pattern`` give r and alpha for some modules.
@@ -43,14 +43,16 @@ _PART = re.compile(
     r"|(?:token_adapter\.)?(?P<rows>trainable_tokens_delta)(?:\.[^.]+)?"
     r")"
 )
-_WRAPPED = re.compile(r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.[^.]+$)")
+_WRAPPER_PARTS = re.compile(
+    r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.[^.]+$)"
+)
 """Name parts that PEFT adds to wrapped modules."""
 
-_CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Initialisations that subtract the initial adapter from the base model."""
+_BASE_CHANGING = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Initialisations that subtract the initial adapter from the base model, and so change it."""
 
-_UNDERSTOOD = {"LORA"}
-_REFUSED = {
+_SUPPORTED = {"LORA"}
+_UNSUPPORTED_SETTINGS = {
     "use_qalora": "it is a QALoRA adapter, whose matrix A acts on groups of inputs",
     "alora_invocation_tokens": "it acts only after certain tokens (aLoRA), unlike weights",
     "arrow_config": "it chooses between adapters at run time (Arrow)",
@@ -61,17 +63,18 @@ _REFUSED = {
 
 
 @dataclass(frozen=True)
-class Product:
+class LowRankProduct:
     """``scale``·up·down for a weight (out, in); ``down`` is (rank, in), ``up`` is (out, rank).
 
-    ``swapped`` means that the model stores the weight as (in, out), as for embeddings and GPT-2's
-    linear layers. ``lengths`` (out) are for DoRA. ``scale`` · ``bias`` (out) is added to the bias.
+    ``weight_transposed`` says that the model stores the weight as (in, out), as for embeddings and
+    GPT-2's linear layers. ``lengths`` (out) are the row lengths of DoRA. ``scale`` · ``bias`` (out)
+    is added to the bias.
     """
 
     down: StoredTensor
     up: StoredTensor
     scale: float
-    swapped: bool
+    weight_transposed: bool
     lengths: StoredTensor | None
     bias: StoredTensor | None
 
@@ -81,7 +84,7 @@ class Product:
 
 
 @dataclass(frozen=True)
-class NewRows:
+class ReplacedRows:
     """``rows`` that replace the rows ``indices`` of a weight."""
 
     rows: StoredTensor
@@ -89,12 +92,12 @@ class NewRows:
 
 
 @dataclass(frozen=True)
-class Change:
+class ModuleChange:
     """The change of one module; ``replaced`` are tensors that replace the module's own, by the last
     part of their names."""
 
-    product: Product | None
-    rows: NewRows | None
+    product: LowRankProduct | None
+    rows: ReplacedRows | None
     replaced: Mapping[str, StoredTensor]
 
 
@@ -110,7 +113,7 @@ class Adapter:
     checkpoint: Checkpoint
     base: str | None
     base_revision: str | None
-    changes: Mapping[str, Change]
+    changes: Mapping[str, ModuleChange]
 
 
 def is_adapter(folder: Folder) -> bool:
@@ -120,7 +123,7 @@ def is_adapter(folder: Folder) -> bool:
 
 def has_adapter(folder: Folder) -> bool:
     """Whether a folder contains an adapter with its weights; contents are not read."""
-    return folder.has(CONFIG) and _weights(folder) is not None
+    return folder.has(CONFIG) and _weights_file(folder) is not None
 
 
 def open_adapter(name: str, folder: Folder) -> Adapter:
@@ -136,8 +139,8 @@ def open_adapter(name: str, folder: Folder) -> Adapter:
         what = "it is a model: name it under 'models'" if model else "is it an adapter's directory?"
         raise CheckpointError(f"'{directory}' has no {CONFIG}: {what}")
     config = read_object(folder, CONFIG)
-    _refuse(directory, config)
-    weights = _weights(folder)
+    _refuse_unsupported(directory, config)
+    weights = _weights_file(folder)
     if weights is None:
         raise CheckpointError(f"'{directory}' has no {WEIGHTS[0]}: copy or download it again")
     checkpoint = open_files(folder, config, {weights: set()})
@@ -149,26 +152,26 @@ def open_adapter(name: str, folder: Folder) -> Adapter:
     return Adapter(name, checkpoint, base, revision, changes)
 
 
-def _weights(folder: Folder) -> str | None:
+def _weights_file(folder: Folder) -> str | None:
     return next((name for name in WEIGHTS if folder.has(name)), None)
 
 
-def _refuse(directory: str, config: Mapping[str, Any]) -> None:
+def _refuse_unsupported(directory: str, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
-    if kind not in _UNDERSTOOD:
+    if kind not in _SUPPORTED:
         name = kind if isinstance(kind, str) and kind.isprintable() else "unknown"
         raise CheckpointError(
             f"'{directory}' is a {name[:40]} adapter, and only LoRA, DoRA and rsLoRA can be "
             "merged: merge it into its model with peft (merge_and_unload) first"
         )
-    for key, reason in _REFUSED.items():
+    for key, reason in _UNSUPPORTED_SETTINGS.items():
         if config.get(key):
             raise CheckpointError(
                 f"'{directory}' cannot be merged: {reason}; if peft can, merge it with that "
                 "first (merge_and_unload)"
             )
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_THE_BASE):
+    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
         raise CheckpointError(
             f"'{directory}' was initialised by '{start[:40]}', which also changes the base model, "
             "so it does not fit the original one: save it again with peft's "
@@ -176,7 +179,7 @@ def _refuse(directory: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _changes(checkpoint: Checkpoint) -> Iterator[tuple[str, Change]]:
+def _changes(checkpoint: Checkpoint) -> Iterator[tuple[str, ModuleChange]]:
     """The change of each module."""
     parts: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, dict[str, StoredTensor]] = {}
@@ -189,7 +192,7 @@ def _changes(checkpoint: Checkpoint) -> Iterator[tuple[str, Change]]:
             module = match["module"].removesuffix(".base_layer")
             parts.setdefault(module, {})[part] = tensor
         elif ".original_module." not in path:
-            module, _, last = _WRAPPED.sub("", path).rpartition(".")
+            module, _, last = _WRAPPER_PARTS.sub("", path).rpartition(".")
             replaced.setdefault(module, {})[last] = tensor
     for module in dict.fromkeys((*parts, *replaced)):
         yield module, _change(checkpoint, module, parts.get(module, {}), replaced.get(module, {}))
@@ -200,18 +203,20 @@ def _change(
     module: str,
     parts: Mapping[str, StoredTensor],
     replaced: Mapping[str, StoredTensor],
-) -> Change:
+) -> ModuleChange:
     rows = parts.get("trainable_tokens_delta")
-    return Change(
+    return ModuleChange(
         product=_product(checkpoint, module, parts),
-        rows=NewRows(rows, _indices(checkpoint, module, rows)) if rows is not None else None,
+        rows=ReplacedRows(rows, _replaced_rows(checkpoint, module, rows))
+        if rows is not None
+        else None,
         replaced=replaced,
     )
 
 
 def _product(
     checkpoint: Checkpoint, module: str, parts: Mapping[str, StoredTensor]
-) -> Product | None:
+) -> LowRankProduct | None:
     config, directory = checkpoint.config, checkpoint.folder.name
     embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else _MATRICES
@@ -220,12 +225,12 @@ def _product(
         return None
     if down is None or up is None:
         raise CheckpointError(f"'{directory}' has only one of the two matrices for '{module}'")
-    rank = _setting(config, module, "rank_pattern", "r", directory)
-    alpha = _setting(config, module, "alpha_pattern", "lora_alpha", directory)
+    rank = _module_setting(config, module, "rank_pattern", "r", directory)
+    alpha = _module_setting(config, module, "alpha_pattern", "lora_alpha", directory)
     if len(down.shape) < 2 or len(up.shape) < 2 or down.shape[0] != rank or up.shape[1] != rank:
         raise CheckpointError(
-            f"'{directory}': the matrices for '{module}' are {_text(down)} and {_text(up)}, "
-            f"which is not rank {rank:g}, as its configuration says"
+            f"'{directory}': the matrices for '{module}' are {_shape_text(down)} and "
+            f"{_shape_text(up)}, but their rank in the adapter's configuration is {rank:g}"
         )
     lengths = parts.get("lora_magnitude_vector")
     if lengths is not None and len(down.shape) != 2:
@@ -233,21 +238,21 @@ def _product(
             f"'{directory}': DoRA of '{module}', which is not a matrix, cannot be merged: merge it "
             "with peft (merge_and_unload) first"
         )
-    return Product(
+    return LowRankProduct(
         down=down,
         up=up,
         scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
-        swapped=embedding or bool(config.get("fan_in_fan_out")),
+        weight_transposed=embedding or bool(config.get("fan_in_fan_out")),
         lengths=lengths,
         bias=parts.get("lora_B.bias"),
     )
 
 
-def _text(tensor: StoredTensor) -> str:
+def _shape_text(tensor: StoredTensor) -> str:
     return "x".join(map(str, tensor.shape))
 
 
-def _setting(
+def _module_setting(
     config: Mapping[str, Any], module: str, pattern: str, key: str, directory: str
 ) -> float:
     """A number for a module: from the first pattern that matches its name, or the default."""
@@ -287,7 +292,7 @@ def _matches(pattern: object, module: str, directory: str) -> bool:
         return False
 
 
-def _indices(checkpoint: Checkpoint, module: str, rows: StoredTensor) -> tuple[int, ...]:
+def _replaced_rows(checkpoint: Checkpoint, module: str, rows: StoredTensor) -> tuple[int, ...]:
     """The rows of a module's weight that an adapter replaces."""
     where = f"'{checkpoint.folder.name}/{CONFIG}'"
     given = checkpoint.config.get("trainable_token_indices")

@@ -38,8 +38,8 @@ LAYER_COUNT_KEYS = (
 )
 """Keys for the number of layers in configurations of published models."""
 
-_BEYOND_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
-"""Keys that count additional layers, numbered after the last, that predict further tokens."""
+_FURTHER_LAYER_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
+"""Keys that count further layers, which have numbers after the last and predict later tokens."""
 
 
 class LayerName(NamedTuple):
@@ -122,13 +122,13 @@ class Architecture:
         return self.towers[0]
 
     @cached_property
-    def around(self) -> frozenset[str]:
+    def outside_layers(self) -> frozenset[str]:
         """Names of all weights outside the layers."""
         return frozenset(name for t in self.towers for name in (*t.before, *t.after))
 
-    def without(self, name: str, inside: Collection[str]) -> Architecture:
-        """The same with a separate tower ``name`` for the weights ``inside``, outside the
-        layers."""
+    def with_tower(self, name: str, inside: Collection[str]) -> Architecture:
+        """A copy in which the weights ``inside``, which are outside the layers, are a tower of
+        their own, called ``name``."""
         rest = tuple(
             replace(
                 tower,
@@ -141,50 +141,51 @@ class Architecture:
         return replace(self, towers=(*rest, Tower(name, "", (), taken, ())))
 
 
-class Inferred:
+class ArchitectureCache:
     """Infers architectures, once for all checkpoints with equal tensor names, shapes and relevant
-    configuration, such as fine-tunes of one model."""
+    values of the configuration, such as fine-tunes of one model."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Mapping[str, Shape], Hashable, Architecture]] = []
+        self._inferred: list[tuple[Mapping[str, Shape], Hashable, Architecture]] = []
 
     def __call__(self, shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Architecture:
-        """As `infer`."""
-        asked = _asked(config)
-        for known, configured, found in self._kept:
-            if configured == asked and known == shapes and list(known) == list(shapes):
+        """As `infer_architecture`."""
+        relevant = _relevant_values(config)
+        for known, known_values, found in self._inferred:
+            if known_values == relevant and known == shapes and list(known) == list(shapes):
                 return found
-        found = infer(shapes, config)
-        self._kept.append((shapes, asked, found))
+        found = infer_architecture(shapes, config)
+        self._inferred.append((shapes, relevant, found))
         return found
 
 
-def _asked(config: Mapping[str, Any]) -> Hashable:
-    """The values of a configuration that `infer` may use: integers and booleans, also nested."""
+def _relevant_values(config: Mapping[str, Any]) -> Hashable:
+    """The values of a configuration that `infer_architecture` may use: its integers and booleans,
+    also nested ones."""
     return tuple(
-        (key, _asked(value) if isinstance(value, Mapping) else (type(value), value))
+        (key, _relevant_values(value) if isinstance(value, Mapping) else (type(value), value))
         for key, value in config.items()
         if isinstance(value, Mapping | int)
     )
 
 
-def infer(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Architecture:
+def infer_architecture(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Architecture:
     """Infer the architecture of a checkpoint from tensor ``shapes`` and ``config``."""
-    split = {name: parts for name in shapes if (parts := _split(name)) is not None}
+    split = {name: parts for name in shapes if (parts := _split_name(name)) is not None}
     stacks = _stacks(split, config)
     outside = {name: shapes[name] for name in shapes if not _in_stack(split.get(name), stacks)}
     embedding = token_embedding(outside, config)
-    owners, titles, main = _territories(stacks, embedding or "")
-    around: dict[str, list[str]] = defaultdict(list)
+    owners, titles, main = _owners_of_paths(stacks, embedding or "")
+    outside_layers: dict[str, list[str]] = defaultdict(list)
     for name in outside:
-        around[_owner(name, owners, main)].append(name)
+        outside_layers[_owner(name, owners, main)].append(name)
     towers = []
     for prefix in [main, *sorted(prefix for prefix in stacks if prefix != main)]:
-        own = around.get(prefix, [])
+        own = outside_layers.get(prefix, [])
         after = {name for name in own if acts_after(name, prefix, shapes, config)}
         stack = stacks.get(prefix, [])
-        count = len(stack) - _beyond(stack, config)
-        layers, first, last = _by_place(stack[:count])
+        count = len(stack) - _number_beyond(stack, config)
+        layers, first, last = _by_position(stack[:count])
         towers.append(
             Tower(
                 name=titles.get(prefix, "default"),
@@ -221,7 +222,7 @@ def beside_layers(tower: Tower) -> Iterator[str]:
     found: dict[str, set[int]] = defaultdict(set)
     bare: set[str] = set()
     for name in (*tower.before, *tower.after):
-        parts = _split(name)
+        parts = _split_name(name)
         if parts is None or not parts.prefix.startswith(f"{module}." if module else ""):
             continue
         inside = parts.prefix.rstrip(".").rpartition(".")[0]
@@ -257,24 +258,26 @@ def _stacks(split: Mapping[str, LayerName], config: Mapping[str, Any]) -> dict[s
         ):
             continue  # a list of weights is no stack of layers
         rich = len(layers) > 1 and min(len(layer) for layer in layers.values()) > 2
-        rich = rich and _PART.search(prefix) is None
+        rich = rich and _INNER_NETWORK.search(prefix) is None
         counted = len(layers) in declared and _NO_STACK.search(prefix) is None
-        if (counted or rich) and _SAMPLING.search(prefix) is None:
+        if (counted or rich) and _RESAMPLING.search(prefix) is None:
             stacks[prefix] = [layers[number] for number in range(len(layers))]
     return stacks
 
 
-def _beyond(stack: Stack, config: Mapping[str, Any]) -> int:
+def _number_beyond(stack: Stack, config: Mapping[str, Any]) -> int:
     """Number of layers at the end of a stack that the configuration counts separately."""
     for place in (config, *(part for part in config.values() if isinstance(part, Mapping))):
-        for extra in (place.get(key) for key in _BEYOND_KEYS):
+        for extra in (place.get(key) for key in _FURTHER_LAYER_KEYS):
             counts = [place.get(key) for key in LAYER_COUNT_KEYS]
             if type(extra) is int and extra > 0 and len(stack) - extra in counts:
                 return extra
     return 0
 
 
-def _by_place(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...], tuple[str, ...]]:
+def _by_position(
+    stack: Stack,
+) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...], tuple[str, ...]]:
     """The layers' own suffixes, and those that belong to the first and last position.
 
     A tensor that only the first (or last) layer has belongs to the position if that layer also has
@@ -294,26 +297,28 @@ def _by_place(stack: Stack) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...
     return tuple(layers), edges[0], edges[1]
 
 
-_SAMPLING = re.compile(r"(sub|down|up)_?sampl[^.]*(\.layers?)?\.$")
+_RESAMPLING = re.compile(r"(sub|down|up)_?sampl[^.]*(\.layers?)?\.$")
 """Numbered steps that halve or double a sequence; never stacks of layers."""
 
-_PART = re.compile(r"((conv|merger|proj|adapter|resampler)[^.]*(\.layers?)?|[._]heads?)\.$")
-"""Numbered networks between, before or after towers, which are parts of them and not stacks."""
+_INNER_NETWORK = re.compile(
+    r"((conv|merger|proj|adapter|resampler)[^.]*(\.layers?)?|[._]heads?)\.$"
+)
+"""Numbered networks that are parts of towers, such as projectors, and not stacks of layers."""
 
 
 _NO_STACK = re.compile(r"(merger[^.]*|lm_heads?|codec_embedding)\.$")
-"""Numbered parts that are no stack even if there happen to be as many as layers of a tower."""
+"""Numbered parts that are not stacks, even if a tower happens to have as many layers."""
 
 
 _NUMBER = re.compile(r"\.(\d+)(?![^.])")
-_DIGITS = 6
+_MAX_DIGITS = 6
 """Maximum number of digits of a layer number."""
 
 
-def _split(name: str) -> LayerName | None:
+def _split_name(name: str) -> LayerName | None:
     """Split a name at its first numeric part."""
     found = _NUMBER.search(f".{name}")  # a search for one character first is fast
-    if found is None or len(found[1]) > _DIGITS:
+    if found is None or len(found[1]) > _MAX_DIGITS:
         return None
     start, stop = found.span()
     return LayerName(name[:start], int(found[1]), name[stop - 1 :])
@@ -330,10 +335,11 @@ _OTHER_SENSES = re.compile(r"vision|visual|image|video|audio|speech")
 """Parts of prefixes of towers that process no tokens."""
 
 
-def _territories(
+def _owners_of_paths(
     stacks: Mapping[str, Stack], embedding: str
 ) -> tuple[dict[Path, str], dict[str, str], str]:
-    """The tower that owns each module path, the names of towers, and the main tower.
+    """The tower that owns each module path, the names of towers, and the main tower; towers are
+    given by prefix.
 
     Where the paths to stacks diverge, each branch belongs to its stack; weights at the fork itself
     belong to the main stack below it. A tower is named by the branches that lead to it, or

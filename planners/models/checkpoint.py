@@ -1,4 +1,4 @@
-"""Checkpoints: tensors (from headers) and configuration."""
+"""Checkpoints: their tensors, from headers, and their configuration."""
 
 from __future__ import annotations
 
@@ -17,12 +17,20 @@ from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder, local
 from mergeloom.engine.storage.safetensors import MAX_NAME, HeaderReader
 from mergeloom.engine.storage.source import Source
-from mergeloom.planners.models.coded import Decoded, decode, hints_of, not_understood
 from mergeloom.planners.models.formats import SAFETENSORS, WeightFile, read_weights
 from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
-from mergeloom.planners.models.quantised import quantised_by_config, quantised_by_tensor
+from mergeloom.planners.models.quantised_weights import (
+    DecodedWeights,
+    find_quantised,
+    quantisation_hints,
+    unsupported_method,
+)
 from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.models.stored_tensors import Described, StoredTensors, described
+from mergeloom.planners.models.unsupported_quantisation import (
+    quantised_by_config,
+    quantised_by_tensor,
+)
 from mergeloom.planners.models.weight_files import passed_over, weight_files
 
 INDEX = SAFETENSORS.index
@@ -42,8 +50,8 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     sources: tuple[Source, ...]
     passed_over: tuple[str, ...] = ()
-    decoded: Decoded | None = None
-    """The dequantised weights, if some are codes."""
+    decoded: DecodedWeights | None = None
+    """How to dequantise weights, if some are quantised."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Metadata in the headers; that of the first file takes precedence."""
     stems: Mapping[str, str] = field(default_factory=dict)
@@ -86,22 +94,24 @@ def open_checkpoint(folder: Folder | Path, headers: HeaderReader | None = None) 
         if is_gguf(place):
             return open_gguf(GgufFolder.at(place))
         if isinstance(place, LocalFile) or not place.exists:
-            raise _no_folder(place)
+            raise _no_folder_error(place)
         folder = place
     if isinstance(folder, GgufFolder):
         return open_gguf(folder)
     config = read_config(folder)
-    return _by_value(open_files(folder, config, weight_files(folder, headers), headers))
+    files = weight_files(folder, headers)
+    return _with_quantised_weights(open_files(folder, config, files, headers))
 
 
 def open_weights(folder: Folder, headers: HeaderReader | None = None) -> Checkpoint:
-    """Read the headers of the weights in ``folder``, and nothing else; ``headers`` are those
+    """Read the headers of the weights in ``folder``, but no configuration; ``headers`` are those
     already known.
 
     Raises:
         CheckpointError: as `open_checkpoint`, except that a configuration may be missing.
     """
-    return _by_value(open_files(folder, {}, weight_files(folder, headers), headers))
+    files = weight_files(folder, headers)
+    return _with_quantised_weights(open_files(folder, {}, files, headers))
 
 
 def open_component(folder: Folder, headers: HeaderReader) -> Checkpoint:
@@ -111,7 +121,8 @@ def open_component(folder: Folder, headers: HeaderReader) -> Checkpoint:
         CheckpointError: as `open_checkpoint`; or its weights are codes.
     """
     config = read_config(folder) if folder.has("config.json") else {}
-    found = _by_value(open_files(folder, config, weight_files(folder, headers), headers))
+    files = weight_files(folder, headers)
+    found = _with_quantised_weights(open_files(folder, config, files, headers))
     if found.decoded is not None:
         raise CheckpointError(
             f"'{folder.name}' has quantised weights, which cannot be merged as part of a pipeline",
@@ -120,15 +131,15 @@ def open_component(folder: Folder, headers: HeaderReader) -> Checkpoint:
     return found
 
 
-def _by_value(checkpoint: Checkpoint) -> Checkpoint:
+def _with_quantised_weights(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with its quantised weights identified.
 
     Raises:
         CheckpointError: it is quantised in an unsupported way.
     """
     folder, config = checkpoint.folder, checkpoint.config
-    _refuse_quantised(folder, not_understood(config))
-    decoded = decode(checkpoint.tensors, folder.name, hints_of(config))
+    _refuse_quantised(folder, unsupported_method(config))
+    decoded = find_quantised(checkpoint.tensors, folder.name, quantisation_hints(config))
     if not decoded.coded:
         _refuse_quantised(folder, quantised_by_config(config))
     _refuse_quantised(folder, quantised_by_tensor(decoded.plain))
@@ -141,10 +152,10 @@ def open_gguf(folder: GgufFolder) -> Checkpoint:
     Raises:
         CheckpointError: it is malformed, or the kind of model is not supported.
     """
-    from mergeloom.planners.models.gguf.arrangement import arrange
+    from mergeloom.planners.models.gguf.tensors import transformers_tensors
 
     config, stored = folder.config, folder.stored
-    decoded = arrange(folder.family, stored, config, folder.name)
+    decoded = transformers_tensors(folder.family, stored, config, folder.name)
     coded = {name: each.codes for name, each in decoded.coded.items()}
     left = {name: stored[name] for name in decoded.left}
     tensors = {**decoded.plain, **coded, **left}
@@ -173,7 +184,7 @@ def open_files(
         missing = expected - file.entries.keys()
         if missing:
             raise CheckpointError(
-                f"'{file.source.name}' lacks {_some(missing)}, which the index lists: "
+                f"'{file.source.name}' lacks {_listed_names(missing)}, which the index lists: "
                 "copy or download the checkpoint again"
             )
     parts = [file.entries for file in files]
@@ -232,11 +243,11 @@ def read_config(folder: Folder) -> dict[str, Any]:
         CheckpointError: it is missing or not a JSON object.
     """
     if not folder.has("config.json"):
-        raise _no_config(folder)
+        raise _no_config_error(folder)
     return read_object(folder, "config.json")
 
 
-def _no_folder(place: LocalFolder | LocalFile) -> CheckpointError:
+def _no_folder_error(place: LocalFolder | LocalFile) -> CheckpointError:
     """The error for a path that is not a directory."""
     path = place.path
     if isinstance(place, LocalFolder):
@@ -248,7 +259,7 @@ def _no_folder(place: LocalFolder | LocalFile) -> CheckpointError:
     )
 
 
-def _no_config(folder: Folder) -> CheckpointError:
+def _no_config_error(folder: Folder) -> CheckpointError:
     """The error for a folder without a model, which may contain something else."""
     if folder.has("adapter_config.json"):
         base = read_object(folder, "adapter_config.json").get("base_model_name_or_path")
@@ -259,7 +270,7 @@ def _no_config(folder: Folder) -> CheckpointError:
             code="adapter",
         )
     if folder.has(PIPELINE):
-        return _pipeline(folder)
+        return _pipeline_error(folder)
     if _has_weights(folder):
         return CheckpointError(
             f"'{folder.name}' has weights and no config.json",
@@ -273,7 +284,7 @@ def _no_config(folder: Folder) -> CheckpointError:
     )
 
 
-def _pipeline(folder: Folder) -> CheckpointError:
+def _pipeline_error(folder: Folder) -> CheckpointError:
     """The error for a pipeline of diffusers, which has no layers."""
     return CheckpointError(
         f"'{folder.name}' is a pipeline of several models ({PIPELINE})",
@@ -297,6 +308,6 @@ def _refuse_quantised(folder: Folder, how: str | None) -> None:
         )
 
 
-def _some(names: set[str]) -> str:
+def _listed_names(names: set[str]) -> str:
     first, *others = sorted(names)
     return f"'{first}'" + (f" and {len(others)} more" if others else "")

@@ -1,4 +1,4 @@
-"""What transformers' configuration classes take for what a ``config.json`` does not say."""
+"""Defaults of transformers' configuration classes, for values that a ``config.json`` lacks."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).with_name("class_defaults.json")
-"""By key and value (as JSON), the model types; `scripts/run class_defaults` writes it."""
+"""The model types by key and default value (as JSON); `scripts/run class_defaults` writes it."""
 
-NOTHING = "nothing"
-"""The key of model types that are known and take no such value."""
+NO_VALUES = "nothing"
+"""The key of model types that are known and have none of these values."""
 
 
 @cache
 def class_defaults(family: str) -> Mapping[str, Any] | None:
-    """Values by key, of those that decide what layers compute; ``None`` of an unknown model type.
-
-    What was looked up stays: the table is part of the program.
-    """
+    """Default values by key, of those that affect what layers compute; ``None`` for an unknown
+    model type. Results are cached, because the table does not change."""
     found: dict[str, Any] = {}
     known = False
     for key, values in _table().items():

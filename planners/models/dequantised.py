@@ -11,12 +11,12 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.transpose import Transpose
-from mergeloom.planners.models.architecture import Architecture, Inferred
+from mergeloom.planners.models.architecture import Architecture, ArchitectureCache
 from mergeloom.planners.models.checkpoint import Checkpoint
-from mergeloom.planners.models.coded import Decoded, without_codes
-from mergeloom.planners.models.coded_weight import Coded
-from mergeloom.planners.models.model import Stored, StoredModel
-from mergeloom.planners.models.rows import arranged, rearranged
+from mergeloom.planners.models.model import StoredModel, TensorLocation
+from mergeloom.planners.models.quantised_weight import QuantisedWeight
+from mergeloom.planners.models.quantised_weights import DecodedWeights, without_quantisation
+from mergeloom.planners.models.rows import computed_rows, stored_rows
 from mergeloom.planners.models.sameness import equal_bytes
 from mergeloom.planners.models.token_weights import TokenWeights, token_weights
 
@@ -27,19 +27,19 @@ Shape = tuple[int, ...]
 class DequantisedModel(StoredModel):
     """``checkpoint`` with dequantised weights; ``decoded`` says which tensors are codes.
 
-    Values are computed on demand, tile by tile. Their declared dtype is the one named in the
-    configuration, in which the model was trained, or else bfloat16.
+    Values are computed on demand, tile by tile. Their dtype is the one that the configuration
+    names, which the model was trained in, or else bfloat16.
     """
 
-    decoded: Decoded
+    decoded: DecodedWeights
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        return without_codes(self.checkpoint.config)
+        return without_quantisation(self.checkpoint.config)
 
     @cached_property
     def architecture(self) -> Architecture:
-        return self.infers({tensor: self.shape(tensor) for tensor in self}, self.config)
+        return self.infer({tensor: self.shape(tensor) for tensor in self}, self.config)
 
     @cached_property
     def tokens(self) -> TokenWeights:
@@ -61,9 +61,9 @@ class DequantisedModel(StoredModel):
                         return found
         return BF16
 
-    def stored(self, tensor: str) -> Stored | None:
+    def stored(self, tensor: str) -> TensorLocation | None:
         plain = self.decoded.plain.get(tensor)
-        return None if plain is None else Stored(tensor, plain)
+        return None if plain is None else TensorLocation(tensor, plain)
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.decoded.plain or tensor in self.decoded.coded
@@ -86,25 +86,25 @@ class DequantisedModel(StoredModel):
     ) -> Load | Merge:
         coded = self.decoded.coded.get(tensor)
         if coded is None:
-            return _load(builder, arranged(self.decoded.plain[tensor], rows), tensor)
+            return _load(builder, stored_rows(self.decoded.plain[tensor], rows), tensor)
         values = _values(builder, coded, tensor)
-        return values if rows is None else rearranged(builder, values, rows)
+        return values if rows is None else computed_rows(builder, values, rows)
 
 
 def _load(builder: GraphBuilder, tensor: StoredTensor, name: str) -> Load:
     return builder.load_bytes(tensor.bytes, tensor.dtype, tensor.shape, name)
 
 
-def _values(builder: GraphBuilder, coded: Coded, name: str) -> Merge:
+def _values(builder: GraphBuilder, coded: QuantisedWeight, name: str) -> Merge:
     codes = _load(builder, coded.codes, name)
     side = [_load(builder, each, name) for each in coded.side]
-    arranged = builder.merge([codes], Transpose(), name) if coded.turned else codes
-    values = builder.merge([arranged], coded.kernel, name, side=side)
-    return builder.merge([values], Transpose(), name) if coded.swapped else values
+    stored_rows = builder.merge([codes], Transpose(), name) if coded.codes_transposed else codes
+    values = builder.merge([stored_rows], coded.kernel, name, side=side)
+    return builder.merge([values], Transpose(), name) if coded.values_transposed else values
 
 
-def stored_model(name: str, checkpoint: Checkpoint, inferred: Inferred) -> StoredModel:
+def stored_model(name: str, checkpoint: Checkpoint, inferred: ArchitectureCache) -> StoredModel:
     """The model in a checkpoint, dequantised if necessary; ``inferred`` caches architectures."""
     if checkpoint.decoded is None:
-        return StoredModel(name, checkpoint, infers=inferred)
-    return DequantisedModel(name, checkpoint, checkpoint.decoded, infers=inferred)
+        return StoredModel(name, checkpoint, infer=inferred)
+    return DequantisedModel(name, checkpoint, checkpoint.decoded, infer=inferred)

@@ -13,9 +13,9 @@ from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge, copied_dtype
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder
-from mergeloom.planners.models.architecture import Architecture, infer
+from mergeloom.planners.models.architecture import Architecture, infer_architecture
 from mergeloom.planners.models.checkpoint import Checkpoint
-from mergeloom.planners.models.rows import arranged, rearranged
+from mergeloom.planners.models.rows import computed_rows, stored_rows
 from mergeloom.planners.models.sameness import equal_bytes
 from mergeloom.planners.models.token_weights import TokenWeights, token_weights
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ Entry = tuple[str, DType, Shape]
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class TensorLocation:
     """A tensor on disk: its stored name, and the location of its bytes."""
 
     name: str
@@ -49,7 +49,7 @@ class Model(Protocol):
         """Its embedding and output head."""
         ...
 
-    def stored(self, tensor: str) -> Stored | None:
+    def stored(self, tensor: str) -> TensorLocation | None:
         """The location of a stored tensor; ``None`` if it is computed."""
         ...
 
@@ -71,12 +71,12 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model in a checkpoint on disk; ``infers`` determines its architecture, see `infer`."""
+    """A model in a checkpoint on disk; ``infer`` is `infer_architecture`, possibly with a cache."""
 
     name: str
     checkpoint: Checkpoint
-    infers: Callable[[Mapping[str, Shape], Mapping[str, Any]], Architecture] = field(
-        default=infer, kw_only=True, repr=False, compare=False
+    infer: Callable[[Mapping[str, Shape], Mapping[str, Any]], Architecture] = field(
+        default=infer_architecture, kw_only=True, repr=False, compare=False
     )
 
     @property
@@ -86,7 +86,7 @@ class StoredModel:
     @cached_property
     def architecture(self) -> Architecture:
         shapes = {name: entry.shape for name, entry in self.checkpoint.described.items()}
-        return self.infers(shapes, self.checkpoint.config)
+        return self.infer(shapes, self.checkpoint.config)
 
     @cached_property
     def tokens(self) -> TokenWeights:
@@ -98,8 +98,8 @@ class StoredModel:
             lambda one, other: equal_bytes(entries[one], entries[other]),
         )
 
-    def stored(self, tensor: str) -> Stored | None:
-        return Stored(tensor, self.checkpoint.tensors[tensor])
+    def stored(self, tensor: str) -> TensorLocation | None:
+        return TensorLocation(tensor, self.checkpoint.tensors[tensor])
 
     def __contains__(self, tensor: str) -> bool:
         return tensor in self.checkpoint.described
@@ -118,7 +118,7 @@ class StoredModel:
     ) -> Load | Merge:
         stored = self.checkpoint.tensors[tensor]
         if rows is not None:
-            stored = arranged(stored, rows)
+            stored = stored_rows(stored, rows)
         return builder.load_bytes(stored.bytes, stored.dtype, stored.shape, tensor)
 
 
@@ -130,15 +130,15 @@ class PlannedModel:
     config: Mapping[str, Any]
     tensors: Mapping[str, OutputTensor]
     folder: Folder | None = None
-    """The folder with the tokenizer and other small files it would have."""
+    """The folder whose tokenizer and other small files it has."""
     tokenizer: Callable[[], Tokenizer | None] = lambda: None
     """Its tokenizer, read on demand."""
-    own_words: bool = False
+    has_own_tokenizer: bool = False
     """Whether its tokenizer differs from the files in ``folder``."""
 
     @cached_property
     def architecture(self) -> Architecture:
-        return infer({name: self.shape(name) for name in self.tensors}, self.config)
+        return infer_architecture({name: self.shape(name) for name in self.tensors}, self.config)
 
     @cached_property
     def tokens(self) -> TokenWeights:
@@ -166,20 +166,23 @@ class PlannedModel:
         self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
     ) -> Load | Merge:
         merge = self.tensors[tensor].merge
-        return merge if rows is None else rearranged(builder, merge, rows)
+        return merge if rows is None else computed_rows(builder, merge, rows)
 
 
 @record(frozen=True, slots=True)
 class OutputTensor:
     """One tensor of the output: ``merge`` rounded to ``dtype``, or an additional part of the
-    kernel's result (`Write.part`). ``seen`` are the header entries for its bytes, if they differ:
-    another dtype or shape, or several consecutive tensors."""
+    kernel's result (`Write.part`).
+
+    ``header_entries`` are the entries of the file's header for its bytes, if they differ from that:
+    another dtype or shape, or several consecutive tensors.
+    """
 
     name: str
     merge: Merge
     dtype: DType
     part: int = 0
-    seen: tuple[Entry, ...] = ()
+    header_entries: tuple[Entry, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -187,14 +190,14 @@ class OutputTensor:
         return self.merge.shape
 
     @property
-    def copied(self) -> bool:
+    def is_copied(self) -> bool:
         """Whether its bytes are those of an input."""
         return copied_dtype(self.merge) == self.dtype
 
     @property
     def header(self) -> tuple[Entry, ...]:
-        """Names, dtypes and shapes in the header of the output file."""
-        return self.seen or ((self.name, self.dtype, self.shape),)
+        """Names, dtypes and shapes as in the header of the output file."""
+        return self.header_entries or ((self.name, self.dtype, self.shape),)
 
     @property
     def nbytes(self) -> int:
@@ -204,8 +207,8 @@ class OutputTensor:
 _assign = object.__setattr__
 
 
-class LateTensor(OutputTensor):
-    """The same, computed by a merge that ``make`` makes when it is first asked for."""
+class LazyTensor(OutputTensor):
+    """An output tensor whose merge is made, by ``make``, when it is first asked for."""
 
     __slots__ = ("_make", "_shape")
 
@@ -213,7 +216,7 @@ class LateTensor(OutputTensor):
         _assign(self, "name", name)  # to records, which the type checker takes to be guarded
         _assign(self, "dtype", dtype)
         _assign(self, "part", 0)
-        _assign(self, "seen", ())
+        _assign(self, "header_entries", ())
         self._shape, self._make = shape, make
 
     @property
@@ -221,7 +224,7 @@ class LateTensor(OutputTensor):
         return self._shape
 
     @property
-    def copied(self) -> bool:
+    def is_copied(self) -> bool:
         return False
 
     def __getattr__(self, name: str) -> Merge:

@@ -1,7 +1,7 @@
-"""A pipeline of diffusers as one model: a folder whose folders hold the models that it is made of.
+"""A pipeline of diffusers as one model: a folder with one folder for each component.
 
-``model_index.json`` names the components. A tensor is called by its component and its name there,
-``unet/conv_in.weight``; so what is merged is merged component by component.
+``model_index.json`` names the components. The name of a tensor begins with its component
+(``unet/conv_in.weight``), so pipelines are merged component by component.
 """
 
 from __future__ import annotations
@@ -22,36 +22,37 @@ from mergeloom.planners.models.small_files import read_object
 PIPELINE = "model_index.json"
 MAX_FILES = 1000
 MAX_FILE_BYTES = 256 << 20
-_WEIGHTS = {
+_WEIGHT_SUFFIXES = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".onnx_data", ".pb"),
     *(".msgpack", ".h5", ".gguf", ".xml"),
 }
-"""Ends of files with weights, in whatever format."""
+"""Suffixes of files with weights, in any format."""
 _STEMS = ("diffusion_pytorch_model", "model")
-"""How the weights of a model of diffusers are called, and those of one of transformers."""
-_LISTED = 4
+"""How names of weight files begin: those of diffusers, and those of transformers."""
+_MAX_LISTED = 4
 
 
 def is_pipeline(folder: Folder) -> bool:
-    """Whether a folder holds a pipeline."""
+    """Whether a folder contains a pipeline."""
     return folder.has(PIPELINE)
 
 
 def open_pipeline(folder: Folder, headers: HeaderReader) -> Checkpoint:
-    """Read the headers of all components; ``headers`` are those that are known already.
+    """Read the headers of all components; ``headers`` are those already known.
 
     Raises:
-        CheckpointError: one is missing, malformed, incomplete or quantised, or there is none.
+        CheckpointError: a component is missing, malformed, incomplete or quantised, or there is
+        none.
     """
     tensors: dict[str, StoredTensor] = {}
-    opened: dict[str, Checkpoint] = {}
+    components: dict[str, Checkpoint] = {}
     for name in _components(folder):
         inside = folder.folder(name)
-        if not any(PurePosixPath(file).suffix in _WEIGHTS for file in inside.names()):
+        if not any(PurePosixPath(file).suffix in _WEIGHT_SUFFIXES for file in inside.names()):
             continue
-        found = opened[name] = open_component(inside, headers)
+        found = components[name] = open_component(inside, headers)
         tensors.update((f"{name}/{tensor}", stored) for tensor, stored in found.tensors.items())
-    if not opened:
+    if not components:
         raise CheckpointError(
             f"'{folder.name}' is a pipeline ({PIPELINE}) whose components have no weights",
             remedy="copy or download it again",
@@ -60,17 +61,17 @@ def open_pipeline(folder: Folder, headers: HeaderReader) -> Checkpoint:
         folder,
         {},
         tensors,
-        tuple(source for each in opened.values() for source in each.sources),
-        tuple(f"{name}/{file}" for name, each in opened.items() for file in each.passed_over),
-        stems={name: f"{name}/{_stem(each)}" for name, each in opened.items()},
+        tuple(source for each in components.values() for source in each.sources),
+        tuple(f"{name}/{file}" for name, each in components.items() for file in each.passed_over),
+        stems={name: f"{name}/{_stem(each)}" for name, each in components.items()},
     )
 
 
 def pipeline_files(folder: Folder) -> tuple[SideFile, ...]:
-    """The files of a pipeline besides weights, byte for byte.
+    """The files of a pipeline other than weights, to be copied byte for byte.
 
     Raises:
-        CheckpointError: their number or names make no sense, or one leads outside.
+        CheckpointError: there are too many, a name is invalid, or a link leads outside.
     """
     names = [PIPELINE, *(n for n in folder.names() if n.startswith(("LICENSE", "NOTICE")))]
     for name in _components(folder):
@@ -78,9 +79,9 @@ def pipeline_files(folder: Folder) -> tuple[SideFile, ...]:
         names += [each for each in inside if _is_kept(PurePosixPath(each))]
     if len(names) > MAX_FILES or not all(map(is_inside, names)):
         raise CheckpointError(
-            f"'{folder.name}' has more than {MAX_FILES} files beside its weights, or one whose "
-            "name is no file's",
-            remedy="remove what does not belong there",
+            f"'{folder.name}' has more than {MAX_FILES} files beside its weights, or a file with "
+            "an invalid name",
+            remedy="remove files that do not belong to the pipeline",
         )
     files = [SideFile.copy_of(name, folder.source(name)) for name in names]
     large = next((file for file in files if file.size > MAX_FILE_BYTES), None)
@@ -94,11 +95,11 @@ def pipeline_files(folder: Folder) -> tuple[SideFile, ...]:
 
 
 def differing_files(donor: Folder, other: Folder) -> Iterator[str]:
-    """Settings in JSON files that the output takes over from ``donor`` and that are not the same in
-    another pipeline, in words: one line a file."""
+    """One line for each settings file that the output copies from ``donor`` and that has other
+    values in the ``other`` pipeline."""
     for name in (
         PIPELINE,
-        *(f"{part}/{file}" for part in _components(donor) for file in _SETTINGS),
+        *(f"{part}/{file}" for part in _components(donor) for file in _SETTINGS_FILES),
     ):
         if not (donor.has(name) and other.has(name)):
             continue
@@ -106,20 +107,20 @@ def differing_files(donor: Folder, other: Folder) -> Iterator[str]:
         keys = [
             key
             for key in {**one, **two}
-            if one.get(key) != two.get(key) and not key.startswith("_") and key not in _OF_PROGRAMS
+            if one.get(key) != two.get(key) and not key.startswith("_") and key not in _IGNORED_KEYS
         ]
         if keys:
-            said = ", ".join(f"'{key}'" for key in keys[:_LISTED] if key.isprintable())
-            more = f" and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-            yield f"'{name}' is copied from '{donor.name}'; '{other.name}' has other {said}{more}"
+            listed = ", ".join(f"'{key}'" for key in keys[:_MAX_LISTED] if key.isprintable())
+            more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
+            yield f"'{name}' is copied from '{donor.name}'; '{other.name}' has other {listed}{more}"
 
 
-_SETTINGS = ("config.json", "scheduler_config.json")
-_OF_PROGRAMS = {"transformers_version", "torch_dtype", "dtype"}
+_SETTINGS_FILES = ("config.json", "scheduler_config.json")
+_IGNORED_KEYS = {"transformers_version", "torch_dtype", "dtype"}
 
 
 def _components(folder: Folder) -> Sequence[str]:
-    """The folders of a pipeline that its index names as parts of it."""
+    """The folders of a pipeline that its index names as components."""
     index: Mapping[str, Any] = read_object(folder, PIPELINE)
     named = [key for key, value in index.items() if isinstance(value, list) and any(value)]
     return [name for name in folder.folders() if name in named]
@@ -131,6 +132,6 @@ def _stem(component: Checkpoint) -> str:
 
 
 def _is_kept(path: PurePosixPath) -> bool:
-    of_weights = path.suffix in _WEIGHTS or path.name.endswith(".index.json")
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not (of_weights or hidden or path.name == "README.md")
+    is_weights = path.suffix in _WEIGHT_SUFFIXES or path.name.endswith(".index.json")
+    is_hidden = any(part.startswith(".") for part in path.parts)
+    return not (is_weights or is_hidden or path.name == "README.md")

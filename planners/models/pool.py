@@ -1,4 +1,4 @@
-"""The models of a configuration, each opened once, under any name."""
+"""The models of a configuration. Each is opened once, however many references name it."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.storage.folder import Folder, LocalFolder, local
 from mergeloom.engine.storage.safetensors import HeaderReader
 from mergeloom.planners.config.model_reference import Location, ModelReference
-from mergeloom.planners.models.adapted import AdaptedModel, adapt
+from mergeloom.planners.models.adapted import AdaptedModel, apply_adapter
 from mergeloom.planners.models.adapter import Adapter, is_adapter, open_adapter
-from mergeloom.planners.models.architecture import Inferred
+from mergeloom.planners.models.architecture import ArchitectureCache
 from mergeloom.planners.models.checkpoint import Checkpoint, open_checkpoint, open_weights
 from mergeloom.planners.models.dequantised import stored_model
 from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.pipeline import is_pipeline, open_pipeline
-from mergeloom.planners.models.resolve import Found, Origin, Resolver, has_adapter_at
+from mergeloom.planners.models.resolve import FoundIn, FoundModel, Resolver, has_adapter_at
 from mergeloom.planners.vocabulary.chat_template import template_of
-from mergeloom.planners.vocabulary.remapped import RemappedModel
+from mergeloom.planners.vocabulary.remapped_model import RemappedModel
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer, read_tokenizer
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 """Files that identify a tokenizer."""
 
 
 class Models:
-    """Every model of a configuration, opened once.
+    """Opens the models of a configuration.
 
-    References to the same directory give one model, with the name used first.
+    References to the same directory give one model, which has the name that was used first.
     """
 
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
         self._headers = HeaderReader()
-        self._inferred = Inferred()
+        self._architectures = ArchitectureCache()
         self._by_reference: dict[ModelReference, Model] = {}
         self._by_directory: dict[str, StoredModel] = {}
         self._adapters: dict[str, Adapter] = {}
         self._adapted: dict[tuple[int, int], Model] = {}
         self._folders: dict[str, Folder] = {}
-        self._found: dict[str, Found] = {}
-        self._found_adapters: dict[str, Found] = {}
+        self._found: dict[str, FoundModel] = {}
+        self._found_adapters: dict[str, FoundModel] = {}
         self._tokenizers: dict[str, Tokenizer | None] = {}
         self.notes: dict[ModelReference, str] = {}
         """How a reference was interpreted, if that is not obvious."""
@@ -83,8 +83,10 @@ class Models:
             if place not in self._by_directory:
                 how = open_pipeline if is_pipeline(folder) else open_weights
                 checkpoint = how(folder, self._headers)
-                self._by_directory[place] = stored_model(str(reference), checkpoint, self._inferred)
-                self._found[str(reference)] = Found(path, Origin.PATH)
+                self._by_directory[place] = stored_model(
+                    str(reference), checkpoint, self._architectures
+                )
+                self._found[str(reference)] = FoundModel(path, FoundIn.PATH)
             model = self._by_reference[reference] = self._by_directory[place]
         return model
 
@@ -97,10 +99,10 @@ class Models:
         stage = self.stages.get(str(reference))
         if stage is not None:
             return stage.folder
-        return self._folder(self._resolver.directory(self._resolver.settle(reference).model))
+        return self._folder(self._resolver.directory(self._resolver.interpret(reference).model))
 
     def _folder(self, place: Path) -> Folder:
-        """The folder from which the model at a path is read."""
+        """The folder of the model at a path."""
         here = local(place)
         key = here.identity
         if key not in self._folders:
@@ -108,7 +110,8 @@ class Models:
         return self._folders[key]
 
     def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
-        """The tokenizer of a model, of which no other files need exist; ``None`` without one.
+        """The tokenizer of a model; ``None`` if it has none. No other files of the model are
+        needed.
 
         Raises:
             CheckpointError: there is no such model, or its tokenizer is not supported.
@@ -119,14 +122,14 @@ class Models:
         for folder in self._tokenizer_folders(reference):
             key = folder.identity
             if key not in self._tokenizers:
-                self._tokenizers[key] = self._shared(read_tokenizer(folder))
+                self._tokenizers[key] = self._sharing_tokens(read_tokenizer(folder))
             found = self._tokenizers[key]
             if found is not None:
                 return found
         return None
 
-    def _shared(self, tokenizer: Tokenizer | None) -> Tokenizer | None:
-        """A tokenizer that shares its tokens with an equal one, as fine-tunes have."""
+    def _sharing_tokens(self, tokenizer: Tokenizer | None) -> Tokenizer | None:
+        """The tokenizer, sharing the memory of its tokens with an equal one, as fine-tunes have."""
         others = (other for other in self._tokenizers.values() if other is not None)
         for other in others if tokenizer is not None else ():
             if tokenizer is not None and other.ids == tokenizer.ids:
@@ -134,7 +137,7 @@ class Models:
         return tokenizer
 
     def template(self, reference: ModelReference) -> str | None:
-        """The chat template of a model, ``None`` without one; raises like `tokenizer`."""
+        """The chat template of a model; ``None`` if it has none. Raises as `tokenizer`."""
         stage = self.stages.get(str(reference))
         if stage is not None:
             found = stage.tokenizer()
@@ -156,36 +159,37 @@ class Models:
             if model.folder is not None:
                 yield model.folder
         else:
-            location = self._resolver.settle(reference).model
+            location = self._resolver.interpret(reference).model
             yield self._folder(self._resolver.directory(location))
 
     def ignores_revision(self, reference: ModelReference) -> bool:
-        """Whether a reference has a revision but refers to a local directory."""
-        settled = self._resolver.settle(reference)
-        if str(reference) in self.stages or settled.model.revision is None:
+        """Whether a reference has a revision although it names a local directory, which has
+        none."""
+        reading = self._resolver.interpret(reference)
+        if str(reference) in self.stages or reading.model.revision is None:
             return False
-        return self._resolver.find(settled.model).origin in (Origin.PATH, Origin.SEARCH)
+        return self._resolver.find(reading.model).origin in (FoundIn.PATH, FoundIn.SEARCH)
 
     def _open(self, reference: ModelReference) -> Model:
-        settled = self._resolver.settle(reference)
-        if settled.adapter is not None:
-            base = self.get(replace(settled, adapter=None))
-            return self._adapt(str(reference), base, self.adapter(settled.adapter))
+        reading = self._resolver.interpret(reference)
+        if reading.adapter is not None:
+            base = self.get(replace(reading, adapter=None))
+            return self._adapted_model(str(reference), base, self.adapter(reading.adapter))
         try:
-            found = self._resolver.find(settled.model)
+            found = self._resolver.find(reading.model)
         except CheckpointError as error:
-            stage = nearest(settled.model.path, self.stages)
+            stage = nearest(reading.model.path, self.stages)
             if stage is None:
                 raise
             remedy = f"did you mean the stage '{stage}'?"
             raise CheckpointError(error.cause, remedy=remedy) from error
         if is_adapter(LocalFolder(found.directory)):
-            return self._alone(reference, settled)
+            return self._adapter_as_model(reference, reading)
         place = local(found.directory).identity
         model = self._by_directory.get(place)
         if model is None:
             checkpoint = open_checkpoint(self._folder(found.directory), self._headers)
-            model = stored_model(str(reference), checkpoint, self._inferred)
+            model = stored_model(str(reference), checkpoint, self._architectures)
             self._by_directory[place] = model
             self._found[model.name] = found
         return model
@@ -205,16 +209,17 @@ class Models:
             self._adapters[folder.identity] = adapter
         return adapter
 
-    def _adapt(self, name: str, base: Model, adapter: Adapter) -> Model:
-        """A model with an adapter, shared by all references to both."""
+    def _adapted_model(self, name: str, base: Model, adapter: Adapter) -> Model:
+        """A model with an adapter applied; made once for each pair."""
         key = id(base), id(adapter)  # both stay alive in this pool
         model = self._adapted.get(key)
         if model is None:
-            model = self._adapted[key] = adapt(name, base, adapter)
+            model = self._adapted[key] = apply_adapter(name, base, adapter)
         return model
 
-    def _alone(self, written: ModelReference, reference: ModelReference) -> Model:
-        """An adapter given as a model, applied to the model it was made for."""
+    def _adapter_as_model(self, written: ModelReference, reference: ModelReference) -> Model:
+        """The model of an adapter that is given as a model: the one it was made for, with the
+        adapter."""
         adapter = self.adapter(reference.model)
         if adapter.base is None:
             raise CheckpointError(
@@ -223,10 +228,10 @@ class Models:
             )
         base = Location(adapter.base, adapter.base_revision)
         self.notes[written] = (
-            f"'{reference}' is an adapter: it is merged into '{base}', for which it was made"
+            f"'{reference}' is an adapter: it is merged into '{base}', which it was made for"
         )
         try:
-            return self._adapt(str(reference), self.get(ModelReference(base)), adapter)
+            return self._adapted_model(str(reference), self.get(ModelReference(base)), adapter)
         except CheckpointError as error:
             raise CheckpointError(
                 f"'{reference}' is an adapter for '{base}': {error.cause}", remedy=error.remedy
@@ -238,23 +243,23 @@ class Models:
         return models | {item.name: item.checkpoint for item in self._adapters.values()}
 
     @property
-    def found(self) -> Mapping[str, Found]:
+    def found(self) -> Mapping[str, FoundModel]:
         """Locations of the stored models, by name."""
         return self._found
 
     @property
-    def adapters(self) -> Mapping[str, Found]:
+    def adapters(self) -> Mapping[str, FoundModel]:
         """Locations of the adapters, by name."""
         return self._found_adapters
 
-    def words_folder(self, donor: Model) -> Folder | None:
-        """The folder of the tokenizer files: that of an adapter that has some, or else the
+    def tokenizer_folder(self, donor: Model) -> Folder | None:
+        """The folder of the tokenizer files: that of an adapter, if it has any, or else the
         donor's."""
         model = donor
         while isinstance(model, (AdaptedModel, RemappedModel)):
             if isinstance(model, AdaptedModel):
                 folder = model.adapter.checkpoint.folder
-                if any(folder.has(name) for name in TOKENIZERS):
+                if any(folder.has(name) for name in TOKENIZER_FILES):
                     return folder
                 model = model.base
             else:
@@ -267,7 +272,8 @@ class Models:
         return {model.name: model.checkpoint.folder for model in self._by_directory.values()}
 
     def donor_folder(self, donor: Model) -> Folder | None:
-        """The folder of side files: the donor's, or for a stage its donor's."""
+        """The folder of side files: the donor's or, if that is a stage, the folder of the stage's
+        donor."""
         if isinstance(donor, PlannedModel):
             return donor.folder
         if isinstance(donor, AdaptedModel):

@@ -14,13 +14,13 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.storage.folder import LocalFolder, local
-from mergeloom.planners.config.model_reference import Location, ModelReference, readings
+from mergeloom.planners.config.model_reference import Location, ModelReference, interpretations
 from mergeloom.planners.config.weight_names import SUFFIXES
 from mergeloom.planners.models.adapter import has_adapter
 from mergeloom.planners.models.checkpoint import is_complete
 from mergeloom.planners.models.gguf.folder import is_gguf
 
-_WANTED = (
+_WANTED_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "*.json",
@@ -35,37 +35,37 @@ _WANTED = (
 _LONGEST_ID = 96
 """Characters of a name on the hub, with its owner."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
-_PICKLED = ("*.bin", "*.bin.index.json")
+_PICKLED_FILES = ("*.bin", "*.bin.index.json")
 """Downloaded only if there is nothing else."""
-_UNWANTED = ("consolidated*", "openvino*", "onnx*", "[!0-9a]*/*", "a[!d]*/*")
+_UNWANTED_FILES = ("consolidated*", "openvino*", "onnx*", "[!0-9a]*/*", "a[!d]*/*")
 """Only folders of a sentence-transformers model (``2_Dense``) and ``additional_chat_templates`` are
 downloaded: they begin with a digit, or with ``ad``."""
 
 
-class Origin(enum.Enum):
-    """How the directory of a model was found."""
+class FoundIn(enum.Enum):
+    """Where the directory of a model was found."""
 
     GIVEN = "given"
-    """It was given for this model."""
+    """In a directory that was given for this model."""
     PATH = "path"
-    """The reference is its path."""
+    """At the path that the reference is."""
     SEARCH = "search"
-    """It is in a search folder."""
+    """In a search folder."""
     HUB = "hub"
-    """It is in the hub cache, possibly after a download."""
+    """In the hub cache, possibly after a download."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundModel:
     """The directory (or file) of a model, and how it was found."""
 
     directory: Path
-    origin: Origin
+    origin: FoundIn
 
     @property
-    def fetched(self) -> bool:
-        """Whether it is managed by the hub's library."""
-        return _is_place(self.directory / ".cache" / "huggingface")
+    def is_downloaded(self) -> bool:
+        """Whether the hub's library has downloaded it there."""
+        return _is_model_path(self.directory / ".cache" / "huggingface")
 
 
 def is_model(directory: Path) -> bool:
@@ -93,38 +93,38 @@ class Resolver:
     relative_to: Path | None = None
     download: Callable[[str], None] | None = None
 
-    def find(self, location: Location, complete: Callable[[Path], bool] = is_model) -> Found:
+    def find(self, location: Location, complete: Callable[[Path], bool] = is_model) -> FoundModel:
         """Find the directory of a model, or of whatever ``complete`` accepts.
 
         Raises:
-            CheckpointError: it is nowhere, or cannot be fetched.
+            CheckpointError: it is not found, or cannot be downloaded.
         """
         given = self.model_dirs.get(str(location), self.model_dirs.get(location.path))
         if given is not None:
-            if not _is_place(given):
+            if not _is_model_path(given):
                 raise CheckpointError(f"'{given}', given for '{location}', is not a directory")
-            return Found(given, Origin.GIVEN)
-        local = self._local(location)
+            return FoundModel(given, FoundIn.GIVEN)
+        local = self._find_locally(location)
         if local is not None:
             return local
-        nowhere = self._nowhere(location)
-        if nowhere is not None:
-            raise nowhere
-        return Found(self._from_hub(location, complete), Origin.HUB)
+        not_found = self._not_found_error(location)
+        if not_found is not None:
+            raise not_found
+        return FoundModel(self._from_hub(location, complete), FoundIn.HUB)
 
     def weights(self, text: str) -> Path:
         """A weight file, or a directory with weight files; ``text`` is its path, which may contain
         any characters.
 
         Raises:
-            CheckpointError: it is nowhere.
+            CheckpointError: it is not found.
         """
         given = self.model_dirs.get(text)
         if given is not None:
             return given
         location = Location(text)
         for candidate, _ in self._local_candidates(location):
-            if _is_file(candidate) or _is_place(candidate):
+            if _is_file(candidate) or _is_model_path(candidate):
                 return candidate
         path = Path(os.path.expanduser(text))
         try:
@@ -140,38 +140,38 @@ class Resolver:
         """The directory of a model.
 
         Raises:
-            CheckpointError: it is nowhere, or cannot be fetched.
+            CheckpointError: it is not found, or cannot be downloaded.
         """
         return self.find(location).directory
 
-    def settle(self, reference: ModelReference) -> ModelReference:
-        """The intended reading of a reference: an existing directory is recognised even if its name
-        contains ``@`` or ``+``, and the rest is revision and adapter."""
-        for reading in readings(reference):
+    def interpret(self, reference: ModelReference) -> ModelReference:
+        """The intended meaning of a reference: an existing directory is recognised even if its name
+        contains ``@`` or ``+``; revision and adapter follow it."""
+        for reading in interpretations(reference):
             model = Location(reading.model.path)
-            if str(model) in self.model_dirs or self._local(model) is not None:
+            if str(model) in self.model_dirs or self._find_locally(model) is not None:
                 return reading
         return reference
 
-    def _local(self, location: Location) -> Found | None:
+    def _find_locally(self, location: Location) -> FoundModel | None:
         for candidate, origin in self._local_candidates(location):
-            if _is_place(candidate):
-                return Found(candidate, origin)
+            if _is_model_path(candidate):
+                return FoundModel(candidate, origin)
         return None
 
-    def _local_candidates(self, location: Location) -> Iterator[tuple[Path, Origin]]:
+    def _local_candidates(self, location: Location) -> Iterator[tuple[Path, FoundIn]]:
         path = Path(os.path.expanduser(location.path))
-        yield path, Origin.PATH
+        yield path, FoundIn.PATH
         if self.relative_to is not None and not path.is_absolute():
-            yield self.relative_to / path, Origin.PATH
+            yield self.relative_to / path, FoundIn.PATH
         if not path.is_absolute() and ".." not in path.parts:
             for folder in self.search:
                 whole = str(path)
                 names = (whole, path.name, whole.replace("/", "--"), whole.replace("/", "_"))
                 for name in names:
-                    yield folder / name, Origin.SEARCH
+                    yield folder / name, FoundIn.SEARCH
 
-    def _nowhere(self, location: Location) -> CheckpointError | None:
+    def _not_found_error(self, location: Location) -> CheckpointError | None:
         """The error for a path that is neither a directory nor a hub id."""
         if any(_is_file(path) for path, _ in self._local_candidates(location)):
             return CheckpointError(
@@ -212,8 +212,8 @@ class Resolver:
         near = self._near(location)
         if near is not None:
             where = f"write '{near}' if you mean that directory, or {where}"
-        if _offline() or self.download is None:
-            why = "HF_HUB_OFFLINE is set" if _offline() else "downloads are off"
+        if _is_offline() or self.download is None:
+            why = "HF_HUB_OFFLINE is set" if _is_offline() else "downloads are off"
             raise CheckpointError(
                 f"'{location}' is not a directory, the hub's cache has no complete copy of it, and "
                 f"{why}",
@@ -234,7 +234,7 @@ def is_hub_id(path: str) -> bool:
     )
 
 
-def _is_place(path: Path) -> bool:
+def _is_model_path(path: Path) -> bool:
     """Whether a path is a directory, or a file that is a whole model."""
     try:
         return path.is_dir() or is_gguf(local(path))
@@ -249,7 +249,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _offline() -> bool:
+def _is_offline() -> bool:
     flags = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(flag, "").upper() in {"1", "ON", "YES", "TRUE"} for flag in flags)
 
@@ -292,13 +292,13 @@ def _download(location: Location, where: str, complete: Callable[[Path], bool]) 
         return CheckpointError(f"cannot fetch '{location}': {reason}", remedy=remedy)
 
     try:
-        for wanted in (_WANTED, (*_WANTED, *_PICKLED)):
+        for wanted in (_WANTED_FILES, (*_WANTED_FILES, *_PICKLED_FILES)):
             directory: Any = snapshot_download(
                 location.path,
                 revision=location.revision,
                 cache_dir=_cache_folder(),
                 allow_patterns=list(wanted),
-                ignore_patterns=list(_UNWANTED),
+                ignore_patterns=list(_UNWANTED_FILES),
             )
             if complete(Path(directory)):
                 break

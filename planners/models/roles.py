@@ -12,14 +12,14 @@ from typing import Any
 
 Shape = tuple[int, ...]
 
-_AFTER = re.compile(
+_AFTER_LAYERS = re.compile(
     r"(\w*_)?lm_heads?|heads?|\w+_head|head_norm|embed_out|lm_loss|cls|(\w+_)?predictions?"
     r"|pred_layer|score|(pre_)?classifiers?|classification_head|(\w+_)?pooler|qa_outputs|logits_proj"
     r"|sequence_summary|final_logits_bias|proj_out|project_out|output|output_projection|output_layer"
     r"|vocab_(projector|transform|layer_norm)|altup_unembed_projections|final_(linear|layer|proj)"
     r"|mtp(_\w+)?|text_projection|unembed(ding)?(_projection)?|regression_layer|gating|reward_\w+|custom_text_proj"
 )
-"""Modules other than norms that act after the layers, as those that predict further tokens do."""
+"""Modules other than norms that act after the layers, including those that predict later tokens."""
 
 _NORM = re.compile(r"norm|^ln|_ln$|_ln_|layrnorm|^ln_f$", re.IGNORECASE)
 _EARLY_NORM = re.compile(
@@ -44,7 +44,7 @@ _HEAD = re.compile(
 )
 _SHARED = re.compile(r"(^|\.)shared\.weight$")
 _LANGUAGE = re.compile(r"language|text|llm|decoder|thinker")
-_NOT_WORDS = re.compile(
+_NOT_TOKENS = re.compile(
     r"posit|_type|segment|per_layer|patch|vision|visual|image|pixel|audio|speech|codec"
 )
 _NO_HEAD = re.compile(
@@ -52,7 +52,7 @@ _NO_HEAD = re.compile(
 )
 
 
-def parts(name: str) -> list[str]:
+def module_path(name: str) -> list[str]:
     """The module path of a weight's name, without the weight itself."""
     return name.split(".")[:-1]
 
@@ -63,12 +63,12 @@ def acts_after(name: str, prefix: str, names: Collection[str], config: Mapping[s
     ``prefix`` is the part of layer names before the number. ``names`` (all tensor names) and
     ``config`` determine the position of a norm in two families.
     """
-    modules, stack = parts(name), parts(prefix + "0.")
+    modules, stack = module_path(name), module_path(prefix + "0.")
     own = len(modules)
     while own and modules[:own] != stack[:own]:
         own -= 1
     inner = modules[own:] or [name.rpartition(".")[2]]
-    if any(_AFTER.fullmatch(module) for module in inner) or inner == ["decoder"]:
+    if any(_AFTER_LAYERS.fullmatch(module) for module in inner) or inner == ["decoder"]:
         return True
     if modules == ["linear"]:  # ColBERT's
         return True
@@ -83,20 +83,20 @@ def acts_after(name: str, prefix: str, names: Collection[str], config: Mapping[s
         return True
     if _EARLY_NORM.search(norm):
         return False
-    beside = ".".join([*modules[:own], ""])
-    return not _stands_in_front(beside, names, config)
+    own_module = ".".join([*modules[:own], ""])
+    return not _acts_before(own_module, names, config)
 
 
-def _stands_in_front(beside: str, names: Collection[str], config: Mapping[str, Any]) -> bool:
+def _acts_before(own_module: str, names: Collection[str], config: Mapping[str, Any]) -> bool:
     """Whether a norm in the same module as the layers acts before them, as in two families.
 
     Speech encoders like wav2vec 2.0 normalise before the layers unless they are 'stable';
     DeBERTa normalises its relative embeddings.
     """
-    if any(name.startswith(f"{beside}pos_conv_embed.") for name in names):
+    if any(name.startswith(f"{own_module}pos_conv_embed.") for name in names):
         return config.get("do_stable_layer_norm") is not True
     return any(
-        name.startswith((f"{beside}rel_embeddings.", f"{beside}feature_extractor."))
+        name.startswith((f"{own_module}rel_embeddings.", f"{own_module}feature_extractor."))
         for name in names
     )
 
@@ -104,8 +104,8 @@ def _stands_in_front(beside: str, names: Collection[str], config: Mapping[str, A
 def token_embedding(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> str | None:
     """The name of the token embedding among weights outside the layers, if there is one.
 
-    Of several candidates: the one with as many rows as the configuration has tokens, the one shared
-    by encoder and decoder, the language model's, the largest.
+    Of several candidates, it is the one with as many rows as the configuration has tokens, or else
+    the one that encoder and decoder share, the language model's, or the largest.
     """
     sizes = set(vocabulary_sizes(config))
 
@@ -124,14 +124,14 @@ def token_embedding(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> s
 
 def _is_embedding(name: str) -> bool:
     inner = ".".join(name.removesuffix(".parametrizations.weight.original").split(".")[-3:])
-    return _EMBEDDING.search(name) is not None and _NOT_WORDS.search(inner) is None
+    return _EMBEDDING.search(name) is not None and _NOT_TOKENS.search(inner) is None
 
 
 def output_head(shapes: Mapping[str, Shape], embedding: str | None) -> str | None:
     """The name of the output head among weights outside the layers, if there is one.
 
-    It has a common name, or else the shape of the embedding. The number of rows may differ: an
-    embedding may have rows for tokens that are never generated.
+    It has a usual name, or else the shape of the embedding. The number of rows may differ, because
+    an embedding may have rows for tokens that are never generated.
     """
     like = shapes[embedding] if embedding is not None else None
     others = {
@@ -167,12 +167,12 @@ _BUFFER = re.compile(
     r"(^|\.)(\w*inv_freq|masked_bias|\w*position_ids|causal_mask|freqs_cis|(cos|sin)_cached"
     r"|(attn|attention|self)\.(bias|mask))$"
 )
-_BUFFERS_END = ("inv_freq", "bias", "mask", "position_ids", "freqs_cis", "_cached")
+_BUFFER_ENDINGS = ("inv_freq", "bias", "mask", "position_ids", "freqs_cis", "_cached")
 
 
 def may_be_buffer(name: str) -> bool:
-    """Whether a name may be that of a constant (`is_buffer`): quick, and false for most."""
-    return name.endswith(_BUFFERS_END)
+    """Whether a name may be that of a constant; a quick test before `is_buffer`."""
+    return name.endswith(_BUFFER_ENDINGS)
 
 
 def is_buffer(name: str, shape: Shape) -> bool:
@@ -187,19 +187,19 @@ def is_buffer(name: str, shape: Shape) -> bool:
     return found is not None and (not found[0].endswith("bias") or len(shape) != 1)
 
 
-_DEEP = re.compile(
+_ONE_PART_PER_LAYER = re.compile(
     r"embed_tokens_per_layer|per_layer_model_projection|contact_head|layer_weights|scalar_mix"
     r"|mid_position_embeddings"
 )
 
 
-def follows_depth(name: str, shape: Shape, layers: int) -> bool:
+def has_part_per_layer(name: str, shape: Shape, layers: int) -> bool:
     """Whether a weight outside ``layers`` layers has a part for each of them.
 
     Examples are Gemma 3n's per-layer embeddings, ESM's contact head over the attention of all
     layers, weights of a sum over layers, and YOLOS' position embeddings between layers.
     """
-    if _DEEP.search(name) is None or not layers:
+    if _ONE_PART_PER_LAYER.search(name) is None or not layers:
         return False
     between = len(shape) > 2 and shape[0] == layers - 1
     return between or any(
@@ -208,7 +208,8 @@ def follows_depth(name: str, shape: Shape, layers: int) -> bool:
 
 
 def layer_axis(name: str) -> int | None:
-    """The dimension along which such a weight has one part per layer, in layer order.
+    """The dimension along which a weight outside the layers has one part per layer, in layer order;
+    ``None`` if unknown.
 
     Known for Gemma 3n and 4: the embeddings of all layers are concatenated along rows, and their
     projections along columns.

@@ -1,4 +1,4 @@
-"""Reordered rows, some of them missing, of stored and of computed tensors."""
+"""Selects rows of stored and of computed tensors, in any order; some rows may be missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def row_axis(shape: Shape) -> int:
     return next((axis for axis, size in enumerate(shape) if size > 1), 0)
 
 
-def arranged(stored: StoredTensor, rows: Sequence[int] | None) -> StoredTensor:
+def stored_rows(stored: StoredTensor, rows: Sequence[int] | None) -> StoredTensor:
     """``rows`` of a stored tensor by index, -1 for a missing row; all rows if ``None``."""
     if rows is None:
         return stored
@@ -26,13 +26,14 @@ def arranged(stored: StoredTensor, rows: Sequence[int] | None) -> StoredTensor:
     return taken.reshape((*before, len(rows), *after))
 
 
-def rearranged(builder: GraphBuilder, node: Load | Merge, rows: Sequence[int]) -> Load:
+def computed_rows(builder: GraphBuilder, node: Load | Merge, rows: Sequence[int]) -> Load:
     """``rows`` of a stored or computed tensor by index, -1 for a missing row.
 
-    Rows of a stored tensor are arranged by the reader; a computed tensor is spilled first.
+    The reader arranges the rows of a stored tensor; a computed tensor is first written to a
+    temporary file.
     """
     while isinstance(node, Merge) and isinstance(node.kernel, Copy):
         (node,) = node.gather.inputs
     load = node if isinstance(node, Load) else builder.spill(node)
-    stored = arranged(StoredTensor(load.bytes, load.dtype, load.shape), rows)
+    stored = stored_rows(StoredTensor(load.bytes, load.dtype, load.shape), rows)
     return builder.load_bytes(stored.bytes, stored.dtype, stored.shape, load.name)

@@ -1,6 +1,6 @@
 """Comparison of stored tensors: all bytes of small ones, a sample of large ones.
 
-Apart from integer tensors, this is the only reading of weights while planning.
+Apart from integer tensors, no other weights are read while planning.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SAMPLE_BYTES = 1 << 20
 """Tensors of up to this many bytes are compared completely, larger ones by a sample of this
 size."""
 
-_BLOCKS = 64
+_NUMBER_OF_BLOCKS = 64
 
 
 def equal_bytes(one: StoredTensor, other: StoredTensor) -> bool:
@@ -34,9 +34,9 @@ def equal_bytes(one: StoredTensor, other: StoredTensor) -> bool:
     )
 
 
-def _blocks(count: int, looked_at: int) -> Iterator[tuple[int, int]]:
-    """Ranges with ``looked_at`` of ``count`` elements in total, including the first and last."""
-    length = looked_at // _BLOCKS
-    for number in range(_BLOCKS):
-        start = (count - length) * number // (_BLOCKS - 1)
+def _blocks(count: int, sampled: int) -> Iterator[tuple[int, int]]:
+    """Ranges with ``sampled`` of ``count`` elements in total, including the first and last."""
+    length = sampled // _NUMBER_OF_BLOCKS
+    for number in range(_NUMBER_OF_BLOCKS):
+        start = (count - length) * number // (_NUMBER_OF_BLOCKS - 1)
         yield start, start + length

@@ -1,7 +1,7 @@
 """Token embedding and output head: two weights, or a single tied one.
 
-A stored head is treated as tied only if its bytes equal the embedding's (compared by a sample if
-they are large). Apart from integer tensors, this is the only reading of weights while planning.
+A stored head is treated as tied only if its bytes equal the embedding's; of large weights, a sample
+is compared. Apart from integer tensors, no other weights are read while planning.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.models.architecture import Architecture
 from mergeloom.planners.models.roles import Shape
 
-_HEADLESS = re.compile(
+_CLASS_WITHOUT_HEAD = re.compile(
     r"(?<!LMHead)(?<!DoubleHeads)Model$|Encoder$|Reward|(Classification|QuestionAnswering"
     r"|MultipleChoice|NextSentencePrediction|Regression|Retrieval|Embedding|Classifier)$"
 )
 """Model classes without an output head over tokens."""
 
-_OTHER_SENSES = re.compile(r"vision|visual|audio|image|speech|encoder|qformer|talker|2wav")
-"""Parts of a configuration that are not about tokens."""
+_OTHER_PARTS = re.compile(r"vision|visual|audio|image|speech|encoder|qformer|talker|2wav")
+"""Nested configurations that are not about tokens."""
 
 
 class Head(Enum):
@@ -37,14 +37,14 @@ class Head(Enum):
 class TokenWeights:
     """The weights of a model that have a row for each token.
 
-    ``embedding`` and ``head`` are the stored names, ``kind`` is the kind of head. ``twins`` are
-    names of other weights outside the layers that are equal to the embedding.
+    ``embedding`` and ``head`` are the stored names, ``kind`` is the kind of head. ``equal_weights``
+    are the names of other weights outside the layers that are equal to the embedding.
     """
 
     embedding: str | None
     head: str | None
     kind: Head
-    twins: frozenset[str] = frozenset()
+    equal_weights: frozenset[str] = frozenset()
 
     def renamed(self, names: Mapping[str, str]) -> TokenWeights:
         """The same with other names; ``names`` maps old to new names."""
@@ -52,7 +52,7 @@ class TokenWeights:
             names.get(self.embedding) if self.embedding is not None else None,
             names.get(self.head) if self.head is not None else None,
             self.kind,
-            frozenset(names[name] for name in self.twins if name in names),
+            frozenset(names[name] for name in self.equal_weights if name in names),
         )
 
 
@@ -64,22 +64,22 @@ def token_weights(
 ) -> TokenWeights:
     """Find the token weights; ``equal`` compares two stored weights of equal shape."""
     embedding, head = architecture.embedding, architecture.head
-    declared = declared_tied(config)
-    twins: frozenset[str] = frozenset()
+    declared = is_declared_tied(config)
+    equal_weights: frozenset[str] = frozenset()
     if embedding is not None:
-        others = architecture.around - {embedding, head if declared is False else None}
+        others = architecture.outside_layers - {embedding, head if declared is False else None}
         like = [name for name in others if shape(name) == shape(embedding)]
-        twins = frozenset(name for name in like if equal(embedding, name))
+        equal_weights = frozenset(name for name in like if equal(embedding, name))
     if head is not None:
         alone = embedding is None and declared is True
-        tied = alone or (declared is True and head in twins)
-        return TokenWeights(embedding, head, Head.TIED if tied else Head.OWN, twins)
-    if embedding is None or declared is False or not makes_words(config):
-        return TokenWeights(embedding, None, Head.NONE, twins)
-    return TokenWeights(embedding, None, Head.TIED, twins)
+        tied = alone or (declared is True and head in equal_weights)
+        return TokenWeights(embedding, head, Head.TIED if tied else Head.OWN, equal_weights)
+    if embedding is None or declared is False or not has_token_head(config):
+        return TokenWeights(embedding, None, Head.NONE, equal_weights)
+    return TokenWeights(embedding, None, Head.TIED, equal_weights)
 
 
-def declared_tied(config: Mapping[str, Any]) -> bool | None:
+def is_declared_tied(config: Mapping[str, Any]) -> bool | None:
     """``tie_word_embeddings`` in a configuration; the outermost value counts.
 
     ``None`` for LUKE, whose class ties predictions of entities by it, and no head over tokens.
@@ -95,21 +95,21 @@ def declared_tied(config: Mapping[str, Any]) -> bool | None:
     return None
 
 
-def makes_words(config: Mapping[str, Any]) -> bool:
+def has_token_head(config: Mapping[str, Any]) -> bool:
     """Whether the model's class has an output head over tokens; true if no class is named.
 
     A wrapper class around a language model (``InternVLChatModel``) has the head of that model.
     """
-    own = _class(config)
-    if own is None or _HEADLESS.search(own) is None:
+    own = _class_name(config)
+    if own is None or _CLASS_WITHOUT_HEAD.search(own) is None:
         return True
     return own.endswith("Model") and any(
-        "CausalLM" in (_class(part) or "") and part.get("tie_word_embeddings") is True
+        "CausalLM" in (_class_name(part) or "") and part.get("tie_word_embeddings") is True
         for part in _parts(config)
     )
 
 
-def _class(config: Mapping[str, Any]) -> str | None:
+def _class_name(config: Mapping[str, Any]) -> str | None:
     names = config.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
 
@@ -117,5 +117,5 @@ def _class(config: Mapping[str, Any]) -> str | None:
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Nested configurations that may be about tokens."""
     for key, value in config.items():
-        if isinstance(value, Mapping) and not _OTHER_SENSES.search(key):
+        if isinstance(value, Mapping) and not _OTHER_PARTS.search(key):
             yield value

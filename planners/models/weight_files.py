@@ -14,7 +14,7 @@ from mergeloom.engine.storage.safetensors import MAX_NAME, HeaderReader
 from mergeloom.planners.models.formats import FORMATS, SAFETENSORS, WeightFormat
 from mergeloom.planners.models.small_files import MAX_JSON_BYTES, parse_object
 
-_NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.\w+")
+_NUMBERED_SHARD = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.\w+")
 
 
 _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema|ema)((?:-\d+-of-\d+)?\.\w+)$")
@@ -24,24 +24,24 @@ _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema|ema)((?:-\d+-of-\d+)?\.\w+)$
 def weight_files(folder: Folder, known: HeaderReader | None = None) -> dict[str, set[str]]:
     """The weight files in order, each with the tensors that the index lists for it.
 
-    The files are those that transformers reads; a single file has precedence over an index. Without
-    either, which transformers does not read, all files of one numbered series are used, or else
-    all except those of another purpose (the original's own format, an adapter).
+    They are the files that transformers reads: a single file, or else the files of an index.
+    Without either, which transformers does not load, they are the files of a numbered series, or
+    else all except those of another purpose (the original's own format, an adapter).
 
     Raises:
         CheckpointError: there are none that can be read, or some are missing.
     """
     names = folder.names()
-    for how in FORMATS:
-        if how.single in names:
-            return {how.single: set()}
-        if how.index in names:
-            return indexed_shards(folder, how.index, known)
-        found = [n for n in names if n.endswith(how.suffixes) and n not in how.others]
-        found = _preferred(found, how)
+    for format_ in FORMATS:
+        if format_.single in names:
+            return {format_.single: set()}
+        if format_.index in names:
+            return indexed_shards(folder, format_.index, known)
+        found = [n for n in names if n.endswith(format_.suffixes) and n not in format_.others]
+        found = _preferred_files(found, format_)
         if found:
             _check_numbering(folder, found)
-            if len(found) > 1 and not (how.several or all(map(_NUMBERED.match, found))):
+            if len(found) > 1 and not (format_.several or all(map(_NUMBERED_SHARD.match, found))):
                 raise CheckpointError(
                     f"'{folder.name}' has several files of weights ({', '.join(found[:4])})",
                     remedy="keep only one of them",
@@ -57,7 +57,9 @@ def passed_over(folder: Folder, read: Mapping[str, set[str]]) -> tuple[str, ...]
     """Weight files and indexes other than those that are ``read``."""
     names = folder.names()
     found = [name for name in names if name.endswith(SAFETENSORS.suffixes)]
-    found += [how.index for how in FORMATS if how.single in read and how.index in names]
+    found += [
+        format_.index for format_ in FORMATS if format_.single in read and format_.index in names
+    ]
     return tuple(name for name in found if name not in read and name.isprintable())
 
 
@@ -104,19 +106,19 @@ def _shards(where: str, content: bytes) -> dict[str, set[str]]:
     return dict(sorted(shards.items()))
 
 
-def _preferred(names: list[str], how: WeightFormat) -> list[str]:
+def _preferred_files(names: list[str], format_: WeightFormat) -> list[str]:
     """The model's files among files without an index; variants only if there is nothing else."""
     plain = [name for name in names if not _VARIANT.search(name)]
     names = plain or names
-    family = how.single.partition(".")[0] + "-"
-    numbered = [name for name in names if name.startswith(family) and _NUMBERED.match(name)]
+    family = format_.single.partition(".")[0] + "-"
+    numbered = [name for name in names if name.startswith(family) and _NUMBERED_SHARD.match(name)]
     others = [name for name in names if not name.startswith(("consolidated", "adapter_model"))]
     return numbered or others or names
 
 
 def _check_numbering(folder: Folder, names: Sequence[str]) -> None:
     """Check that numbered shards without an index are complete."""
-    found = [match.groups() for name in names if (match := _NUMBERED.match(name))]
+    found = [match.groups() for name in names if (match := _NUMBERED_SHARD.match(name))]
     for (family, total), count in Counter((family, total) for family, _, total in found).items():
         if count < int(total):
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Small files copied from a model to the output, and warnings about folders that are not."""
+"""Selects small files to copy from a model to the output; warns of folders that are not copied."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_SIDE_FILES = 1000
 MAX_SIDE_BYTES = 2 << 30
 """Maximum size of all side files together, in bytes."""
 
-_OF_WORDS = (
+_TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -33,8 +33,8 @@ _OF_WORDS = (
 )
 """Files of a tokenizer and its chat templates."""
 
-_COPIED = (
-    *_OF_WORDS,
+_COPIED_FILES = (
+    *_TOKENIZER_FILES,
     "generation_config.json",
     "*preprocessor_config.json",
     "processor_config.json",
@@ -44,26 +44,36 @@ _COPIED = (
     "LICENSE*",
     "NOTICE*",
 )
-_IN_FOLDERS = ("additional_chat_templates/*.jinja", "*_Pooling/config.json")
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".gguf", ".h5", ".msgpack"}
-_MAX_ENTRIES = 20_000
+_FILES_IN_FOLDERS = ("additional_chat_templates/*.jinja", "*_Pooling/config.json")
+_WEIGHT_SUFFIXES = {
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".onnx",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+}
+_MAX_INSPECTED = 20_000
 """Maximum number of files inspected for a warning."""
 
 
 def donor_files(donor: Folder, config: Mapping[str, Any]) -> list[str]:
-    """Names of the files copied unchanged from ``donor``; ``config`` is the output's configuration.
+    """The names of the files that are copied unchanged from ``donor``; ``config`` is the output's.
 
     Raises:
-        CheckpointError: a name, or the number or size of the files, is invalid.
+        CheckpointError: a name is invalid, or there are too many or too large files.
     """
-    patterns = [*_COPIED]
+    patterns = [*_COPIED_FILES]
     if "auto_map" in config:  # the model's own code, needed to load it
         patterns.append("*.py")
     top = [name for name in donor.names() if _matches(name, patterns)]
     modules, inner = _module_folders(donor), []
     for folder in donor.folders():
         found = walk(donor.folder(folder), f"{folder}/")
-        inner += [n for n in found if folder in modules or _matches(n, _IN_FOLDERS)]
+        inner += [n for n in found if folder in modules or _matches(n, _FILES_IN_FOLDERS)]
     names = []
     total = 0
     for name in dict.fromkeys([*top, *sorted(inner)]):
@@ -89,9 +99,9 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def of_words(name: str) -> bool:
+def is_tokenizer_file(name: str) -> bool:
     """Whether a file belongs to the tokenizer."""
-    return _matches(name, _OF_WORDS)
+    return _matches(name, _TOKENIZER_FILES)
 
 
 def folder_warnings(
@@ -112,7 +122,7 @@ def folder_warnings(
             if not taken:
                 yield f"weights in '{folder}/' of '{name}' are neither merged nor copied"
             elif model is not donor and donor is not None:
-                changed = [file for file in taken if not _same(model, donor, file)]
+                changed = [file for file in taken if not _is_same_file(model, donor, file)]
                 if changed:
                     yield (
                         f"'{changed[0]}' is copied from '{whose or donor.name}', not merged with "
@@ -120,7 +130,7 @@ def folder_warnings(
                     )
 
 
-def _same(one: Folder, other: Folder, name: str) -> bool:
+def _is_same_file(one: Folder, other: Folder, name: str) -> bool:
     """Whether a file has the same content in two folders."""
     if not (one.has(name) and other.has(name)):
         return False
@@ -148,9 +158,9 @@ def _module_folders(donor: Folder) -> set[str]:
 def _folders_with_weights(model: Folder) -> dict[str, list[str]]:
     """Weight files in each subfolder of a model, by folder name."""
     found: dict[str, list[str]] = {}
-    for name in itertools.islice(walk(model), _MAX_ENTRIES):
+    for name in itertools.islice(walk(model), _MAX_INSPECTED):
         path = PurePosixPath(name)
-        hidden = any(part.startswith(".") for part in path.parts)
-        if len(path.parts) > 1 and path.suffix in _WEIGHTS and not hidden:
+        is_hidden = any(part.startswith(".") for part in path.parts)
+        if len(path.parts) > 1 and path.suffix in _WEIGHT_SUFFIXES and not is_hidden:
             found.setdefault(path.parts[0], []).append(name)
     return dict(sorted(found.items()))

@@ -11,10 +11,10 @@ import yaml
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import Folder
 
-_CARD = "README.md"
-_LARGEST = 4 << 20
+_CARD_FILE = "README.md"
+_MAX_CARD_BYTES = 4 << 20
 """Maximum size of a model card in bytes; larger ones are ignored."""
-_LONGEST = 200
+_MAX_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Licence:
 
 def licence_of(folder: Folder) -> Licence | None:
     """The licence named in the model card in ``folder``; ``None`` if there is none."""
-    return licence_in(front_matter(folder))
+    return licence_from(front_matter(folder))
 
 
-def licence_in(front: Mapping[str, Any]) -> Licence | None:
+def licence_from(front: Mapping[str, Any]) -> Licence | None:
     """The licence named in a model card's front matter."""
     found = front.get("license")
     if isinstance(found, list) and len(found) == 1:
@@ -58,15 +58,16 @@ def licence_in(front: Mapping[str, Any]) -> Licence | None:
 
 def is_usable(text: Any) -> TypeGuard[str]:
     """Whether a value of a front matter may be copied into another's: one short line."""
-    return isinstance(text, str) and text.isprintable() and 0 < len(text) <= _LONGEST
+    return isinstance(text, str) and text.isprintable() and 0 < len(text) <= _MAX_LENGTH
 
 
 def front_matter(folder: Folder) -> Mapping[str, Any]:
-    """The YAML between the first two lines of dashes; empty if it is not a mapping."""
-    if not folder.has(_CARD):
+    """The front matter of the model card in ``folder``: the YAML between its first two lines of
+    dashes; empty if there is none, or it is not a mapping."""
+    if not folder.has(_CARD_FILE):
         return {}
     try:
-        text = folder.read(_CARD, _LARGEST).decode("utf-8", "replace")
+        text = folder.read(_CARD_FILE, _MAX_CARD_BYTES).decode("utf-8", "replace")
     except CheckpointError:  # a model card is optional
         return {}
     begin, _, rest = text.lstrip("\ufeff").partition("\n")

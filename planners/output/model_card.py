@@ -11,30 +11,30 @@ import yaml
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.methods import registry
 from mergeloom.planners.config.config import Configuration
-from mergeloom.planners.models.resolve import Found, Origin, is_hub_id
+from mergeloom.planners.models.resolve import FoundIn, FoundModel, is_hub_id
 from mergeloom.planners.outline import Layers, Outline
 from mergeloom.planners.output.licences import (
     Licence,
     front_matter,
     is_usable,
-    licence_in,
+    licence_from,
 )
 from mergeloom.planners.recipe import Recipe
 
 
 def model_card(
-    configuration: Configuration, recipes: Sequence[Recipe], models: Mapping[str, Found]
+    configuration: Configuration, recipes: Sequence[Recipe], models: Mapping[str, FoundModel]
 ) -> str:
     """The ``README.md`` of the output; ``models`` are the inputs by reference."""
     cards = {name: front_matter(LocalFolder(found.directory)) for name, found in models.items()}
-    licences = {name: licence_in(card) for name, card in cards.items()}
+    licences = {name: licence_from(card) for name, card in cards.items()}
     recipe = recipes[-1]
     front = {
-        "base_model": [_id(name) for name, found in models.items() if _is_on_hub(name, found)],
+        "base_model": [_hub_id(name) for name, found in models.items() if _is_on_hub(name, found)],
         "base_model_relation": "merge",
-        **_common(licences),
+        **_common_licence(licences),
         "library_name": recipe.library,
-        "pipeline_tag": _task(cards.values(), recipe),
+        "pipeline_tag": _pipeline_tag(cards.values(), recipe),
         "language": _languages(cards.values()),
         "tags": ["mergeloom", "merge"],
     }
@@ -45,22 +45,22 @@ def model_card(
     last = configuration.documents[-1]
     title = last.name or (configuration.path.stem if configuration.path else "merge")
     methods = dict.fromkeys(recipe.outline.method for recipe in recipes)
-    described = "".join(f"- {_describe(name)}\n" for name in methods)
+    described = "".join(f"- {_method_text(name)}\n" for name in methods)
     listed = "".join(
-        f"- {_link(name, found)}{_licence(licences[name])}\n" for name, found in models.items()
+        f"- {_link(name, found)}{_licence_text(licences[name])}\n" for name, found in models.items()
     )
-    layers = "\n".join(line for recipe in recipes for line in _layers(recipe.outline))
+    layers = "\n".join(line for recipe in recipes for line in _outline_lines(recipe.outline))
     return (
         f"---\n{header}---\n\n# {title}\n\n"
         "A merge made by mergeloom.\n\n"
         f"## Method\n\n{described}\n"
-        f"## Models\n\n{listed}{_disagreement(licences)}\n"
+        f"## Models\n\n{listed}{_licence_note(licences)}\n"
         f"## Layers\n\n```text\n{layers}\n```\n\n"
         f"## Configuration\n\n```yaml\n{configuration.text.rstrip()}\n```\n"
     )
 
 
-_TASKS = {
+_TASKS_BY_CLASS = {
     "ForCausalLM": "text-generation",
     "LMHeadModel": "text-generation",
     "ForMaskedLM": "fill-mask",
@@ -70,12 +70,12 @@ _TASKS = {
     "ForImageClassification": "image-classification",
     "ForSpeechSeq2Seq": "automatic-speech-recognition",
 }
-"""Tasks as the hub names them, by how the classes of transformers that are for them end."""
+"""The hub's names of tasks, by the ends of class names of transformers."""
 
 
-def _task(cards: Collection[Mapping[str, Any]], recipe: Recipe) -> str | None:
-    """What the output is used for, as the hub's filter has it: what the models' cards say, where
-    they agree; else what its class is for, where that is certain."""
+def _pipeline_tag(cards: Collection[Mapping[str, Any]], recipe: Recipe) -> str | None:
+    """The task of the output, as the hub names it: that of the models' cards if they agree, or else
+    that of its class, if known."""
     named = {card["pipeline_tag"] for card in cards if is_usable(card.get("pipeline_tag"))}
     if len(named) == 1:
         return str(named.pop())
@@ -83,7 +83,7 @@ def _task(cards: Collection[Mapping[str, Any]], recipe: Recipe) -> str | None:
     if named or recipe.library != "transformers" or not isinstance(classes, list) or not classes:
         return None
     name = str(classes[0])
-    found = next((task for end, task in _TASKS.items() if name.endswith(end)), None)
+    found = next((task for end, task in _TASKS_BY_CLASS.items() if name.endswith(end)), None)
     if found is None and name.endswith("ForConditionalGeneration"):
         return "image-text-to-text" if "vision_config" in recipe.output.config else None
     return found
@@ -93,23 +93,23 @@ def _languages(cards: Iterable[Mapping[str, Any]]) -> list[str]:
     """The languages that the models' cards name, each once."""
     listed = (card.get("language") for card in cards)
     several = (each if isinstance(each, list) else [each] for each in listed)
-    # Norwegian without quotes is how YAML writes false.
+    # YAML reads the code of Norwegian, without quotes, as false.
     found = ("no" if name is False else name for names in several for name in names)
     return list(dict.fromkeys(name for name in found if is_usable(name)))
 
 
-def _common(licences: Mapping[str, Licence | None]) -> dict[str, str]:
+def _common_licence(licences: Mapping[str, Licence | None]) -> dict[str, str]:
     """The front matter for the licence shared by all models, if there is one."""
     found = next(iter(licences.values()), None)
     return found.fields if found is not None and len({*licences.values()}) == 1 else {}
 
 
-def _licence(found: Licence | None) -> str:
+def _licence_text(found: Licence | None) -> str:
     return "" if found is None else f" ({found})"
 
 
-def _disagreement(licences: Mapping[str, Licence | None]) -> str:
-    """A sentence if the models have different licences, between which only people can decide."""
+def _licence_note(licences: Mapping[str, Licence | None]) -> str:
+    """A sentence for models with different licences; it leaves the decision to people."""
     if len({*licences.values()}) < 2:
         return ""
     unknown = sum(found is None for found in licences.values())
@@ -117,10 +117,10 @@ def _disagreement(licences: Mapping[str, Licence | None]) -> str:
         dict.fromkeys(str(found) for found in licences.values() if found is not None)
     )
     more = f"; of {unknown} it is not known" if unknown else ""
-    return f"\nThe models are under different licences: {several}{more}. All of them hold here.\n"
+    return f"\nThe models are under different licences: {several}{more}. All of them apply.\n"
 
 
-def _layers(outline: Outline) -> Iterator[str]:
+def _outline_lines(outline: Outline) -> Iterator[str]:
     """The outline of a stage as text: one line for each source of each slice."""
     name = f" '{outline.name}'" if outline.name is not None else ""
     yield f"{outline.method}{name}"
@@ -128,44 +128,44 @@ def _layers(outline: Outline) -> Iterator[str]:
         if part.name != "default":
             yield f"  {part.name}"
         for each in part.slices:
-            own = "everything" if each.layers is None else f"layers {_range(each.layers)}"
+            own = "everything" if each.layers is None else f"layers {_range_text(each.layers)}"
             how = outline.method if each.how == "merged" else each.detail or each.how
             yield f"    {own}: {how}"
             for source in each.sources:
-                of = "" if source.layers is None else f" layers {_range(source.layers)}"
+                of = "" if source.layers is None else f" layers {_range_text(source.layers)}"
                 base = " (base)" if source.base else ""
-                yield f"      {_short(source.model)}{of}{base}"
+                yield f"      {_short_name(source.model)}{of}{base}"
 
 
-def _range(layers: Layers) -> str:
+def _range_text(layers: Layers) -> str:
     start, stop = layers
     return f"{start}-{stop - 1}" if stop - start > 1 else f"{start}" if stop > start else "none"
 
 
-def _short(name: str) -> str:
+def _short_name(name: str) -> str:
     """The name of a model without local directories."""
     return PurePath(name).name if PurePath(name).is_absolute() else name
 
 
-def _describe(method: str) -> str:
+def _method_text(method: str) -> str:
     if not registry.known(method):
         return f"`{method}`"
     return f"`{method}`: {registry.get(method).summary}"
 
 
-def _id(name: str) -> str:
+def _hub_id(name: str) -> str:
     return name.partition("@")[0]
 
 
-def _is_on_hub(name: str, found: Found) -> bool:
+def _is_on_hub(name: str, found: FoundModel) -> bool:
     """Whether a model is known to be the one of that name on the hub, not just a directory with
     that name: it was downloaded, or its directory was given for a hub id."""
-    if not is_hub_id(_id(name)) or "/" not in name:
+    if not is_hub_id(_hub_id(name)) or "/" not in name:
         return False
-    return found.fetched or found.origin in (Origin.HUB, Origin.GIVEN)
+    return found.is_downloaded or found.origin in (FoundIn.HUB, FoundIn.GIVEN)
 
 
-def _link(name: str, found: Found) -> str:
+def _link(name: str, found: FoundModel) -> str:
     path, _, revision = name.partition("@")
     if not _is_on_hub(name, found):
         return f"`{PurePath(name).name}`"

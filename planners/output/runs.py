@@ -1,8 +1,8 @@
-"""Groups copied tensors into shards so that they can be cloned on file systems that share extents.
+"""Groups copied tensors into shards, so that file systems that share extents can clone them.
 
-A file system shares whole blocks at offsets that agree modulo the block size. Tensors of a shard
-are contiguous, and the header can be padded: so the first tensor of a shard can be aligned with its
-source, and tensors that follow it in the source are then aligned too.
+Such a file system shares whole blocks whose offsets agree modulo the block size. Tensors of a shard
+are contiguous, and the header can be padded, so that the first tensor of a shard is aligned as in
+its source; tensors that follow it in the source are then aligned too.
 
     source  ▐header▐ a ▐ b ▐ c ▐ d ▐ e ▐        a shard  ▐header··▐ b ▐ c ▐ d ▐
                         └────run────┘                              └────run────┘
@@ -20,13 +20,13 @@ from mergeloom.engine.graph.pieces import Range
 from mergeloom.planners.models.model import OutputTensor
 
 ALIGNMENT = 4096
-"""Block size in bytes. Data starts at a multiple, for direct writes, or at an offset that allows
-cloning."""
+"""Block size in bytes. The data of a file starts at a multiple of it, for direct writes, or at an
+offset that allows cloning."""
 
-WIDEST = 8
-"""Bytes of the widest element; tensors start at multiples of their element size."""
+MAX_ELEMENT_BYTES = 8
+"""Bytes of the widest element. Tensors start at multiples of their element size."""
 
-_WORTH = 256 << 20
+_MIN_SHARD_BYTES = 256 << 20
 """Minimum bytes for a separate shard; fewer are copied in less than half a second."""
 
 
@@ -71,7 +71,7 @@ def shards_of_runs(tensors: Sequence[OutputTensor], most: int) -> list[Shard]:
             shard = Shard(run.offset % ALIGNMENT)
             shards.append(shard)
         shard.add(run.numbers, run.nbytes)
-    least = max(min(_WORTH, most // 8), 2 * ALIGNMENT)
+    least = max(min(_MIN_SHARD_BYTES, most // 8), 2 * ALIGNMENT)
     return [shard for shard in shards if shard.nbytes >= least]
 
 
@@ -80,7 +80,7 @@ def _runs(tensors: Sequence[OutputTensor], most: int) -> Iterator[_Run]:
     sources: dict[Hashable, list[tuple[int, int]]] = {}
     times: Counter[Hashable] = Counter()
     for number, tensor in enumerate(tensors):
-        origin = origin_of(tensor)
+        origin = source_range(tensor)
         if origin is not None and origin.offset % tensor.dtype.size == 0:
             place = id(origin.source), origin.offset
             key = id(origin.source), times[place]  # a tensor copied twice is in two runs
@@ -91,15 +91,15 @@ def _runs(tensors: Sequence[OutputTensor], most: int) -> Iterator[_Run]:
         begin = end = 0
         for offset, number in sorted(places):
             if run and offset != end:
-                yield from _parts(run, begin, tensors, most)
+                yield from _split_run(run, begin, tensors, most)
                 run = []
             begin = begin if run else offset
             run.append(number)
             end = offset + tensors[number].nbytes
-        yield from _parts(run, begin, tensors, most)
+        yield from _split_run(run, begin, tensors, most)
 
 
-def _parts(
+def _split_run(
     run: Sequence[int], offset: int, tensors: Sequence[OutputTensor], most: int
 ) -> Iterator[_Run]:
     """Split a run into parts of similar size, at most ``most`` bytes unless a single tensor.
@@ -115,7 +115,7 @@ def _parts(
         if part and (nbytes >= enough or nbytes + own > most):
             yield _Run(part, offset, nbytes)
             part, offset, nbytes = [], offset + nbytes, 0
-        if part or offset % WIDEST == 0:
+        if part or offset % MAX_ELEMENT_BYTES == 0:
             part.append(number)
             nbytes += own
         else:
@@ -124,15 +124,15 @@ def _parts(
         yield _Run(part, offset, nbytes)
 
 
-def origin_of(tensor: OutputTensor) -> Range | None:
+def source_range(tensor: OutputTensor) -> Range | None:
     """The contiguous source bytes of a copied tensor; ``None`` for others."""
-    if not tensor.copied:
+    if not tensor.is_copied:
         return None
-    found = _first(tensor.merge).bytes
+    found = _first_load(tensor.merge).bytes
     return found if isinstance(found, Range) and found.length else None
 
 
-def _first(merge: Merge) -> Load:
+def _first_load(merge: Merge) -> Load:
     """The load at the start of a chain of copies."""
     node = merge.gather.inputs[0]
-    return node if isinstance(node, Load) else _first(node)
+    return node if isinstance(node, Load) else _first_load(node)

@@ -25,75 +25,82 @@ SAME = "same"
 
 @dataclass(frozen=True)
 class Scheme:
-    """One scheme; ``columns`` is 0 for a whole row, ``scale`` is ``None`` if scales have the dtype
-    of the weights. ``layout`` and ``weights`` are its settings in the configuration.
+    """One scheme: the dtype of ``codes``, and the blocks of a matrix that share a scale.
 
-    ``names`` replace the ``weight`` of a module. ``fused`` are name suffixes for fused experts: if
-    given, only those are quantised; they are (experts, in, out) in the model and transposed here.
-    If ``ragged``, the last blocks of a matrix may be smaller.
+    A block has ``block_rows`` rows and ``block_columns`` columns, 0 for a whole row. For
+    ``top`` and ``limit`` see `Scaling`. ``scale`` is the dtype of scales,
+    ``None`` for that of the weights. ``layout`` and ``weights`` are settings in the configuration.
+
+    ``names`` replace the ``weight`` of a module. ``fused`` are suffixes of names for fused experts;
+    with them, only fused experts are quantised, which are (experts, in, out) in the model and are
+    transposed. With ``allows_smaller_blocks``, the last blocks of a matrix may be smaller.
     """
 
     codes: DType
     names: tuple[str, str]
-    band: int
-    columns: int
+    block_rows: int
+    block_columns: int
     top: float
     limit: float
     scale: DType | None
     layout: str
     weights: Mapping[str, Any]
-    ragged: bool = False
+    allows_smaller_blocks: bool = False
     fused: tuple[str, str] | None = None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a matrix of this shape can be quantised."""
         *_, rows, row = shape
-        return self.ragged or not (rows % self.band or row % (self.columns or 1))
+        return self.allows_smaller_blocks or not (
+            rows % self.block_rows or row % (self.block_columns or 1)
+        )
 
 
-def _channels(kind: str) -> dict[str, Any]:
+def _per_channel(kind: str) -> dict[str, Any]:
     weights = {"num_bits": 8, "type": kind, "strategy": "channel"}
     return weights | {"symmetric": True, "dynamic": False}
 
 
 _CHANNEL = ("weight", "weight_scale")
 _MXFP4 = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
-_POWERS = (1, 32, 2.0, 6.0, F8_E8M0)
+_MXFP4_BLOCKS = (1, 32, 2.0, 6.0, F8_E8M0)
 SCHEMES = {
     "fp8_block": Scheme(
         *(_E4M3, ("weight", "weight_scale_inv"), 128, 128, 448.0, 448.0, F32, "fp8", {}),
-        ragged=True,
+        allows_smaller_blocks=True,
     ),
     "fp8": Scheme(
-        *(_E4M3, _CHANNEL, 1, 0, 448.0, 448.0, None, "float-quantized", _channels("float"))
+        *(_E4M3, _CHANNEL, 1, 0, 448.0, 448.0, None, "float-quantized", _per_channel("float"))
     ),
-    "int8": Scheme(*(_I8, _CHANNEL, 1, 0, 127.0, 127.0, None, "int-quantized", _channels("int"))),
+    "int8": Scheme(
+        *(_I8, _CHANNEL, 1, 0, 127.0, 127.0, None, "int-quantized", _per_channel("int"))
+    ),
     "mxfp4": Scheme(
-        *(F4_BYTES, ("weight_packed", "weight_scale"), *_POWERS),
+        *(F4_BYTES, ("weight_packed", "weight_scale"), *_MXFP4_BLOCKS),
         "mxfp4-pack-quantized",
         _MXFP4 | {"symmetric": True, "dynamic": False, "scale_dtype": "torch.uint8"},
     ),
 }
-OF_GPT_OSS = Scheme(*(F4_BYTES, ("", ""), *_POWERS, "mxfp4", {}), fused=("_blocks", "_scales"))
+GPT_OSS = Scheme(*(F4_BYTES, ("", ""), *_MXFP4_BLOCKS, "mxfp4", {}), fused=("_blocks", "_scales"))
 """``mxfp4`` for gpt-oss."""
 
 
-def scheme_of(
-    wanted: str, config: Mapping[str, Any], models: Mapping[str, Checkpoint], place: Place
+def choose_scheme(
+    name: str, config: Mapping[str, Any], models: Mapping[str, Checkpoint], place: Place
 ) -> Scheme:
     """The scheme for a value of ``quantize`` and an output with this configuration.
 
     Raises:
         ConfigError: it is ``same``, and no input has a scheme that can be written.
     """
-    known = _same(models, place) if wanted == SAME else wanted
+    known = _scheme_of_inputs(models, place) if name == SAME else name
     if known == "mxfp4" and config.get("model_type") == "gpt_oss":
-        return OF_GPT_OSS
+        return GPT_OSS
     return SCHEMES[known]
 
 
-def _same(models: Mapping[str, Checkpoint], place: Place) -> str:
-    """The scheme of the first quantised input."""
+def _scheme_of_inputs(models: Mapping[str, Checkpoint], place: Place) -> str:
+    """The name of the scheme of the first quantised input."""
     for name, checkpoint in models.items():
         if checkpoint.decoded is None:
             continue
@@ -125,17 +132,17 @@ def _strategies(settings: Mapping[str, Any]) -> set[Any]:
     return {str(each.get("strategy")) for each in weights if isinstance(each, Mapping)}
 
 
-def settings_of(scheme: Scheme, plain: list[str]) -> dict[str, Any]:
-    """The quantisation settings of the configuration; ``plain`` are unquantised modules."""
+def quantisation_settings(scheme: Scheme, unquantised: list[str]) -> dict[str, Any]:
+    """The quantisation settings of the configuration; ``unquantised`` are unquantised modules."""
     if scheme.layout == "mxfp4":
-        return {"quant_method": "mxfp4", "modules_to_not_convert": plain}
+        return {"quant_method": "mxfp4", "modules_to_not_convert": unquantised}
     if scheme.layout == "fp8":
         return {
             "quant_method": "fp8",
             "activation_scheme": "dynamic",
             "fmt": "e4m3",
-            "weight_block_size": [scheme.band, scheme.columns],
-            "modules_to_not_convert": plain,
+            "weight_block_size": [scheme.block_rows, scheme.block_columns],
+            "modules_to_not_convert": unquantised,
         }
     group = {"targets": ["Linear"], "weights": dict(scheme.weights)}
     return {
@@ -145,6 +152,6 @@ def settings_of(scheme: Scheme, plain: list[str]) -> dict[str, Any]:
         "config_groups": {
             "group_0": group | {"input_activations": None, "output_activations": None}
         },
-        "ignore": plain,
+        "ignore": unquantised,
         "kv_cache_scheme": None,
     }

@@ -13,7 +13,13 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import OutputFile, Write
 from mergeloom.engine.storage.safetensors import build_header
 from mergeloom.planners.models.model import OutputTensor
-from mergeloom.planners.output.runs import ALIGNMENT, WIDEST, Shard, origin_of, shards_of_runs
+from mergeloom.planners.output.runs import (
+    ALIGNMENT,
+    MAX_ELEMENT_BYTES,
+    Shard,
+    shards_of_runs,
+    source_range,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ def lay_out_folders(
         return lay_out(tensors, max_shard_bytes, metadata, stem)
     parts = [
         lay_out(inside, max_shard_bytes, metadata, stems[folder])
-        for folder, inside in in_folders(tensors, stems).items()
+        for folder, inside in tensors_by_folder(tensors, stems).items()
     ]
     return Layout(
         tuple(file for part in parts for file in part.files),
@@ -47,15 +53,15 @@ def lay_out_folders(
     )
 
 
-def in_folders(
+def tensors_by_folder(
     tensors: Sequence[OutputTensor], stems: Mapping[str, str]
 ) -> dict[str, list[OutputTensor]]:
     """Tensors by the folder that their names begin with, called in headers as in that folder."""
     found: dict[str, list[OutputTensor]] = {folder: [] for folder in stems}
     for tensor in tensors:
         folder, _, _ = tensor.name.partition("/")
-        seen = tuple((entry[0][len(folder) + 1 :], *entry[1:]) for entry in tensor.header)
-        place = tensor.name, tensor.merge, tensor.dtype, tensor.part, seen
+        header_entries = tuple((entry[0][len(folder) + 1 :], *entry[1:]) for entry in tensor.header)
+        place = tensor.name, tensor.merge, tensor.dtype, tensor.part, header_entries
         found[folder].append(OutputTensor(*place))
     return {folder: inside for folder, inside in found.items() if inside}
 
@@ -91,7 +97,7 @@ def lay_out(
         file = OutputFile(name, header, size)
         files.append(file)
         for tensor, offset in zip(ordered, offsets, strict=True):
-            shape = tensor.seen[0][2] if len(tensor.seen) == 1 else None
+            shape = tensor.header_entries[0][2] if len(tensor.header_entries) == 1 else None
             place = tensor.merge, file, offset, tensor.dtype, tensor.name, tensor.part, shape
             writes.append(Write(*place))
         inside = name.rpartition("/")[2]
@@ -104,11 +110,11 @@ def lay_out(
             "metadata": {"total_parameters": parameters, "total_size": total},
             "weight_map": dict(sorted(weight_map.items())),
         }
-        indices[f"{stem}.safetensors.index.json"] = _indented(document).encode()
+        indices[f"{stem}.safetensors.index.json"] = _indented_json(document).encode()
     return Layout(tuple(files), tuple(writes), indices)
 
 
-def shards_of(
+def shard_by_tensor(
     tensors: Sequence[OutputTensor],
     max_shard_bytes: int,
     stem: str = "model",
@@ -118,8 +124,8 @@ def shards_of(
     if stems:
         return {
             name: file
-            for folder, inside in in_folders(tensors, stems).items()
-            for name, file in shards_of(inside, max_shard_bytes, stems[folder]).items()
+            for folder, inside in tensors_by_folder(tensors, stems).items()
+            for name, file in shard_by_tensor(inside, max_shard_bytes, stems[folder]).items()
         }
     shards = _shards(tensors, _sizes(tensors), max_shard_bytes)
     names = _shard_names(stem, len(shards))
@@ -143,7 +149,7 @@ def _sizes(tensors: Sequence[OutputTensor]) -> list[int]:
     return found
 
 
-def _indented(index: Mapping[str, Mapping[str, Any]]) -> str:
+def _indented_json(index: Mapping[str, Mapping[str, Any]]) -> str:
     """``json.dumps(index, indent=2)`` with a final newline, ten times as fast."""
     parts = []
     for key, members in index.items():
@@ -170,16 +176,16 @@ def _shards(
         filled += nbytes
     for numbers in rest or ([] if placed else [[]]):
         numbers.sort(key=lambda number: -_first_dtype(tensors[number]).bits)
-        shards.append(Shard(_phase([(tensors[n], sizes[n]) for n in numbers]), numbers))
+        shards.append(Shard(_best_phase([(tensors[n], sizes[n]) for n in numbers]), numbers))
     return sorted(shards, key=lambda shard: min(shard.numbers, default=0))
 
 
 def _first_dtype(tensor: OutputTensor) -> DType:
     """The dtype of the first of its entries in the header."""
-    return tensor.seen[0][1] if tensor.seen else tensor.dtype
+    return tensor.header_entries[0][1] if tensor.header_entries else tensor.dtype
 
 
-def _phase(tensors: Sequence[tuple[OutputTensor, int]]) -> int:
+def _best_phase(tensors: Sequence[tuple[OutputTensor, int]]) -> int:
     """The best start of a shard's data modulo `ALIGNMENT`, from its tensors and their sizes.
 
     Whole blocks of a copied tensor can be cloned if it has the same alignment as in its source. So
@@ -188,11 +194,11 @@ def _phase(tensors: Sequence[tuple[OutputTensor, int]]) -> int:
     copied: Counter[int] = Counter()
     position = 0
     for tensor, nbytes in tensors:
-        origin = origin_of(tensor) if nbytes >= 2 * ALIGNMENT else None
+        origin = source_range(tensor) if nbytes >= 2 * ALIGNMENT else None
         if origin is not None:
             copied[(origin.offset - position) % ALIGNMENT] += nbytes
         position += nbytes
-    aligned = {place: nbytes for place, nbytes in copied.items() if place % WIDEST == 0}
+    aligned = {place: nbytes for place, nbytes in copied.items() if place % MAX_ELEMENT_BYTES == 0}
     return max(aligned, key=lambda place: aligned[place], default=0)
 
 

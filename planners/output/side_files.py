@@ -10,8 +10,8 @@ from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.config.findings import Findings
-from mergeloom.planners.models.resolve import Found
-from mergeloom.planners.output.donor_files import donor_files, folder_warnings, of_words
+from mergeloom.planners.models.resolve import FoundModel
+from mergeloom.planners.output.donor_files import donor_files, folder_warnings, is_tokenizer_file
 from mergeloom.planners.output.model_card import model_card
 from mergeloom.planners.output.shards import Layout
 from mergeloom.planners.recipe import Recipe
@@ -24,13 +24,13 @@ def side_files(
     configuration: Configuration,
     recipes: Sequence[Recipe],
     layout: Layout,
-    models: Mapping[str, Found],
+    models: Mapping[str, FoundModel],
 ) -> tuple[SideFile, ...]:
     """All files of the output other than shards: those of the last of ``recipes``, shard indices,
     the configuration, and the model card; ``models`` are the inputs.
 
     Raises:
-        CheckpointError: one of them cannot be read, or is a link out of its folder.
+        CheckpointError: a file cannot be read, or is a link out of its folder.
     """
     files = {file.name: file for file in recipes[-1].files()}
     common = {CONFIGURATION_NAME: configuration.text.encode()}
@@ -47,16 +47,15 @@ def model_files(
     folders: Mapping[str, Folder],
     findings: Findings,
 ) -> tuple[SideFile, ...]:
-    """The small files of a model: ``config.json``, its tokenizer, and what is beside the weights of
-    the ``donor``, byte for byte. What of the models' ``folders``
-    is not taken over is found.
+    """The small files of a model: ``config.json``, its tokenizer, and copies of files of the
+    ``donor``. Warnings name folders of the models, in ``folders``, that are not copied.
 
     Raises:
-        CheckpointError: one of them cannot be read, or is a link out of its folder.
+        CheckpointError: a file cannot be read, or is a link out of its folder.
     """
     made = {"config.json": as_json(config), **tokenizer.made}
     files = [SideFile.from_content(name, content) for name, content in made.items() if content]
-    files += _copies(donor, tokenizer.folder, config, made)
+    files += _copied_side_files(donor, tokenizer.folder, config, made)
     findings.notes(folder_warnings(folders, donor, [file.name for file in files]))
     return tuple(files)
 
@@ -69,26 +68,28 @@ def as_json(document: Mapping[str, Any]) -> bytes:
         return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def _copies(
+def _copied_side_files(
     donor: Folder | None,
     tokenizer: Folder | None,
     config: Mapping[str, Any],
     made: Mapping[str, Any],
 ) -> Iterator[SideFile]:
-    for name, folder in _copied(donor, tokenizer, config).items():
+    for name, folder in _source_folders(donor, tokenizer, config).items():
         if name not in made:
             yield SideFile.copy_of(name, folder.source(name))
 
 
-def _copied(
+def _source_folders(
     donor: Folder | None, tokenizer: Folder | None, config: Mapping[str, Any]
 ) -> dict[str, Folder]:
     """The source folder of each copied file; tokenizer files come from the tokenizer's folder."""
     found: dict[str, Folder] = {}
     if donor is not None:
         names = donor_files(donor, config)
-        found.update((name, donor) for name in names if donor is tokenizer or not of_words(name))
+        found.update(
+            (name, donor) for name in names if donor is tokenizer or not is_tokenizer_file(name)
+        )
     if tokenizer is not None and donor is not tokenizer:
         names = donor_files(tokenizer, {})
-        found.update((name, tokenizer) for name in names if of_words(name))
+        found.update((name, tokenizer) for name in names if is_tokenizer_file(name))
     return found

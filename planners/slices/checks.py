@@ -1,4 +1,5 @@
-"""Final checks of a plan: that inputs match each other, and the output its configuration."""
+"""Final checks of a planned document: inputs match each other, the output matches its
+configuration."""
 
 from __future__ import annotations
 
@@ -8,22 +9,22 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.models.contradictions import contradictions
-from mergeloom.planners.models.differences import differences
-from mergeloom.planners.models.layouts import clash
+from mergeloom.planners.models.differences import config_differences
 from mergeloom.planners.models.model import Model, OutputTensor, StoredModel
-from mergeloom.planners.output.accounting import (
-    Described,
-    Verdict,
-    account,
-    arrange,
-    is_computed,
+from mergeloom.planners.models.naming import naming_clash
+from mergeloom.planners.output.config_check import (
+    ConfigCheck,
+    DescribedModel,
+    check_config,
+    is_computed_buffer,
+    sort_by_tower,
 )
 from mergeloom.planners.output.layers.described import describe
 from mergeloom.planners.output.layers.rules import Kinds
 from mergeloom.planners.slices.slices import LayerSource
 from mergeloom.planners.slices.stage import Stage, TowerPlan
 
-WAY_OUT = "--allow-different-architectures writes it anyway"
+OVERRIDE_REMEDY = "--allow-different-architectures writes it anyway"
 
 
 def check_stage(
@@ -41,25 +42,25 @@ def check_stage(
         CheckpointError: the inputs cannot be merged, or the output would not match its
         configuration.
     """
-    models = _models(stage)
+    models = _models_of_stage(stage)
     configs = {model.name: model.config for model in models}
-    found = list(differences(stage.donor.name, configs, config))
-    findings.notes(difference.text for difference in found if not difference.cuts)
+    found = list(config_differences(stage.donor.name, configs, config))
+    findings.notes(difference.text for difference in found if not difference.is_incompatible)
     for model in models:
         if isinstance(model, StoredModel):
             findings.notes(contradictions(model, model.tokens.embedding))
-    unlike = [difference.text for difference in found if difference.cuts]
-    unlike += (clash for tower in stage.towers for clash in _clashes(tower))
-    verdict = _accounted(stage, tensors, config)
-    if verdict.refusals:
-        raise CheckpointError(verdict.refusals[0])
-    unlike += verdict.unlike
-    if unlike and not allow_different:
-        raise CheckpointError(unlike[0], remedy=WAY_OUT)
-    findings.notes([*unlike, *verdict.warnings])
+    differences = [difference.text for difference in found if difference.is_incompatible]
+    differences += (clash for tower in stage.towers for clash in _clashes(tower))
+    checked = _checked_config(stage, tensors, config)
+    if checked.refusals:
+        raise CheckpointError(checked.refusals[0])
+    differences += checked.overridable
+    if differences and not allow_different:
+        raise CheckpointError(differences[0], remedy=OVERRIDE_REMEDY)
+    findings.notes([*differences, *checked.warnings])
 
 
-def _models(stage: Stage) -> list[Model]:
+def _models_of_stage(stage: Stage) -> list[Model]:
     """The models of a stage, each once, the donor of the configuration first."""
     sources = (s.model for tower in stage.towers for part in tower.slices for s in part.sources)
     return list({model.name: model for model in (stage.donor, *sources)}.values())
@@ -73,7 +74,7 @@ def _clashes(tower: TowerPlan) -> Iterator[str]:
             suffixes = first.tower.suffixes[first.start + step]
             for other in others:
                 theirs = other.tower.suffixes[other.start + step]
-                found = None if suffixes == theirs else clash(*_names(first, other, step))
+                found = None if suffixes == theirs else naming_clash(*_suffixes(first, other, step))
                 if found is not None:
                     yield (
                         f"layer {first.start + step} of '{first.model.name}' has "
@@ -84,15 +85,17 @@ def _clashes(tower: TowerPlan) -> Iterator[str]:
                     return
 
 
-def _names(one: LayerSource, other: LayerSource, step: int) -> Iterator[list[str]]:
+def _suffixes(one: LayerSource, other: LayerSource, step: int) -> Iterator[list[str]]:
     """Suffixes of the tensors of two layers, without buffers computed by classes."""
     for source in (one, other):
         layer = source.start + step
         names = ((s, source.tower.layer_name(layer, s)) for s in source.tower.suffixes[layer])
-        yield [s for s, name in names if not is_computed(name, source.model.shape(name))]
+        yield [s for s, name in names if not is_computed_buffer(name, source.model.shape(name))]
 
 
-def _accounted(stage: Stage, tensors: Sequence[OutputTensor], config: Mapping[str, Any]) -> Verdict:
+def _checked_config(
+    stage: Stage, tensors: Sequence[OutputTensor], config: Mapping[str, Any]
+) -> ConfigCheck:
     donor = stage.donor
     own = {tower.prefix: tower.layers for tower in donor.architecture.towers}
     depths = {tower.tower.prefix: tower.layers for tower in stage.towers}
@@ -106,12 +109,12 @@ def _accounted(stage: Stage, tensors: Sequence[OutputTensor], config: Mapping[st
         }
 
     shapes = {name: donor.shape(name) for name in donor}
-    found = arrange(shapes, own)
-    described = Described(donor.name, donor.config, found, kinds(donor.config, own))
+    found = sort_by_tower(shapes, own)
+    described = DescribedModel(donor.name, donor.config, found, kinds(donor.config, own))
     written = {tensor.name: tensor.shape for tensor in tensors}
     if (written, depths) != (shapes, own):  # mostly they are the same
-        found = arrange(written, depths)
-    output = Described("the output", config, found, kinds(config, depths))
+        found = sort_by_tower(written, depths)
+    output = DescribedModel("the output", config, found, kinds(config, depths))
     towers = {tower.tower.prefix: tower for tower in stage.towers}
 
     def origin(prefix: str, layer: int, suffix: str | None) -> str:
@@ -122,4 +125,4 @@ def _accounted(stage: Stage, tensors: Sequence[OutputTensor], config: Mapping[st
         return f"layer {source.start + step} of '{source.model.name}'"
 
     vocabulary = frozenset(filter(None, (stage.head, stage.embedding)))
-    return account(described, output, origin, vocabulary)
+    return check_config(described, output, origin, vocabulary)

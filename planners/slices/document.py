@@ -17,21 +17,20 @@ from mergeloom.planners.config.tokenizer import BASE, TokenizerSettings
 from mergeloom.planners.models.architecture import Tower, beside_layers
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.pool import Models
-from mergeloom.planners.models.roles import follows_depth, is_shared, layer_axis
-from mergeloom.planners.models.token_weights import Head, TokenWeights, makes_words
-from mergeloom.planners.planner import Planning
-from mergeloom.planners.slices.aligned import aligned_slice, warn_of_left_out_base
-from mergeloom.planners.slices.doubts import (
+from mergeloom.planners.models.roles import has_part_per_layer, is_shared, layer_axis
+from mergeloom.planners.models.token_weights import Head, TokenWeights, has_token_head
+from mergeloom.planners.planner import PlanningContext
+from mergeloom.planners.slices.modules import TowerModule, assign_modules
+from mergeloom.planners.slices.notes import notes
+from mergeloom.planners.slices.slice_checks import (
     check_required,
     slice_levels,
-    warn_of_empty,
+    warn_of_empty_slices,
     warn_of_ends,
-    warn_of_idle,
-    warn_of_positions,
+    warn_of_no_effect,
+    warn_of_relative_positions,
 )
-from mergeloom.planners.slices.fitting import Fitting
-from mergeloom.planners.slices.modules import Assigned, assign
-from mergeloom.planners.slices.notes import notes
+from mergeloom.planners.slices.slice_sources import build_slice, warn_of_left_out_base
 from mergeloom.planners.slices.slices import (
     LayerSource,
     Slice,
@@ -40,12 +39,15 @@ from mergeloom.planners.slices.stage import Stage, TowerPlan
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
 )
+from mergeloom.planners.slices.unified_models import UnifiedModels
 from mergeloom.planners.vocabulary.compare import comparison_warnings
-from mergeloom.planners.vocabulary.decide import VocabularyPlan
-from mergeloom.planners.vocabulary.models import Remapped, remapped
+from mergeloom.planners.vocabulary.plan import VocabularyPlan
+from mergeloom.planners.vocabulary.remap import RemappedModels, remap_models
 
 
-def plan_stage(document: MergeDocument, planning: Planning) -> tuple[Stage, VocabularyPlan | None]:
+def plan_stage(
+    document: MergeDocument, planning: PlanningContext
+) -> tuple[Stage, VocabularyPlan | None]:
     """Plan one document; the vocabulary is ``None`` unless tokenizer settings require one.
 
     Raises:
@@ -55,33 +57,33 @@ def plan_stage(document: MergeDocument, planning: Planning) -> tuple[Stage, Voca
     models, findings, options = planning.models, planning.findings, planning.options
     method = registry.get(document.merge_method)
     found = [
-        findings.attempt(_opened, reference, document, models, findings)
-        for reference in document.references()
+        findings.attempt(_open_model, reference, document, models, findings)
+        for reference in document.merged_models()
     ]
     findings.check()
     opened = list({id(model): model for model in found if model is not None}.values())
     donor = models.get(donor_reference(document))
-    fitting = Fitting(models, donor)
-    tokens = [donor.tokens, *(fitting.fit(model).tokens for model in opened)]
+    unified_models = UnifiedModels(models, donor)
+    tokens = [donor.tokens, *(unified_models.unified(model).tokens for model in opened)]
     embedding = next((each.embedding for each in tokens if each.embedding), None)
     head = next((each.head for each in tokens if each.head), None)
     vocabulary = None
     settings = document.tokenizer
     if settings is None and not options.truncate_embeddings:
-        settings = _by_tokens(document, fitting, models, findings)
+        settings = _default_tokenizer_settings(document, unified_models, models, findings)
     if settings is not None:
-        remap = findings.attempt(_remapped, document, settings, fitting, models)
+        remap = findings.attempt(_remap, document, settings, unified_models, models)
         if remap is not None:
             vocabulary = remap.vocabulary
             findings.notes(vocabulary.warnings, "vocabulary")
-            fitting.remap(remap.models)
-            donor = fitting.fit(donor)
+            unified_models.set_remapped(remap.models)
+            donor = unified_models.unified(donor)
     elif embedding is not None:
-        findings.notes(_compared_tokenizers(opened, donor), "vocabulary")
-    _warn_of_range(document, opened, findings)
-    towers = _towers(document, method, donor, fitting, findings)
+        findings.notes(_tokenizer_warnings(opened, donor), "vocabulary")
+    _warn_of_float16(document, opened, findings)
+    towers = _plan_towers(document, method, donor, unified_models, findings)
     for tower in towers:
-        findings.attempt(_check_depth, tower)
+        findings.attempt(_check_splittable, tower)
     findings.check()
     tied = _is_tied(tokens)
     if embedding is None and tied:
@@ -101,13 +103,13 @@ def plan_stage(document: MergeDocument, planning: Planning) -> tuple[Stage, Voca
         tied=tied,
         embedding=embedding,
         head=head,
-        notes=tuple(notes(document, towers, fitting)),
+        notes=tuple(notes(document, towers, unified_models)),
     )
     return stage, vocabulary
 
 
-def _warn_of_range(document: MergeDocument, models: Sequence[Model], findings: Findings) -> None:
-    """Warn of an output in float16 of models in bfloat16, which has the range of float32."""
+def _warn_of_float16(document: MergeDocument, models: Sequence[Model], findings: Findings) -> None:
+    """Warn of a float16 output of bfloat16 models, which have the range of float32."""
     if (document.out_dtype or document.dtype) is not F16:
         return
     wide = next((m for m in models if any(m.dtype(name) is BF16 for name in islice(m, 1))), None)
@@ -121,19 +123,20 @@ def _warn_of_range(document: MergeDocument, models: Sequence[Model], findings: F
         )
 
 
-def _by_tokens(
-    document: MergeDocument, fitting: Fitting, models: Models, findings: Findings
+def _default_tokenizer_settings(
+    document: MergeDocument, unified_models: UnifiedModels, models: Models, findings: Findings
 ) -> TokenizerSettings | None:
-    """Settings that are understood where none are written and vocabularies differ in size.
+    """Settings for a document that has none and whose models' vocabularies differ in size; ``None``
+    if they do not.
 
-    The output has the tokenizer of the base or first model in any case: others' rows are brought to
-    its tokens. ``None`` where a tokenizer is missing, so that nobody knows which rows belong
-    together.
+    The output has the tokenizer of the base or first model in any case, so rows of the others are
+    matched to its tokens. ``None`` also if a tokenizer is missing, because then it is unknown which
+    rows belong together.
     """
     sizes: dict[int, str] = {}
     owners: list[ModelReference] = []
-    for reference in document.references():
-        model = fitting.get(reference)
+    for reference in document.merged_models():
+        model = unified_models.get(reference)
         name = model.tokens.embedding or model.tokens.head
         if name is None:
             continue
@@ -158,17 +161,20 @@ def _by_tokens(
     return TokenizerSettings(BASE, document.place)
 
 
-def _remapped(
-    document: MergeDocument, settings: TokenizerSettings, fitting: Fitting, models: Models
-) -> Remapped:
-    references, base = document.references(), document.base_model
+def _remap(
+    document: MergeDocument,
+    settings: TokenizerSettings,
+    unified_models: UnifiedModels,
+    models: Models,
+) -> RemappedModels:
+    references, base = document.merged_models(), document.base_model
     try:
-        return remapped(settings, references, fitting, base, models)
+        return remap_models(settings, references, unified_models, base, models)
     except LoomError as error:
         raise error.at(settings.place) from error
 
 
-def _compared_tokenizers(models: Sequence[Model], donor: Model) -> Iterator[str]:
+def _tokenizer_warnings(models: Sequence[Model], donor: Model) -> Iterator[str]:
     """Warnings about tokenizers if embeddings are merged row by row."""
     stored = [m for m in models if isinstance(m, StoredModel) and m.tokens.embedding is not None]
     if len(stored) > 1:
@@ -184,29 +190,29 @@ def _compared_tokenizers(models: Sequence[Model], donor: Model) -> Iterator[str]
 
 
 def _is_tied(tokens: Sequence[TokenWeights]) -> bool:
-    """Whether the output is tied: if every model with a head is."""
+    """Whether the output is tied, which it is if every model with a head is."""
     kinds = {found.kind for found in tokens} - {Head.NONE}
     return kinds == {Head.TIED}
 
 
 def _may_have_head(donor: Model) -> bool:
-    return donor.tokens.kind is not Head.NONE or makes_words(donor.config)
+    return donor.tokens.kind is not Head.NONE or has_token_head(donor.config)
 
 
-def _check_depth(plan: TowerPlan) -> None:
+def _check_splittable(plan: TowerPlan) -> None:
     """Refuse to stack models that cannot be split by layers.
 
     Raises:
         CheckpointError: a weight has a part for each layer, or layers share their weights.
     """
-    if plan.unchanged:
+    if plan.is_unchanged:
         return
     for part in plan.slices:
         for source in part.sources:
             tower, name = source.tower, source.model.name
             for weight in (*tower.before, *tower.after):
                 shape = source.model.shape(weight)
-                deep = follows_depth(weight, shape, tower.layers)
+                deep = has_part_per_layer(weight, shape, tower.layers)
                 if deep and layer_axis(weight) is None:
                     raise CheckpointError(
                         f"'{weight}' ({'x'.join(map(str, shape))}) of '{name}' has a part for each "
@@ -231,10 +237,11 @@ def _check_depth(plan: TowerPlan) -> None:
                 )
 
 
-def _opened(
+def _open_model(
     reference: ModelReference, document: MergeDocument, models: Models, findings: Findings
 ) -> Model:
-    """Open a model; errors get the place where the configuration names it."""
+    """Open a model, with warnings about it; errors get the place where the configuration names
+    it."""
     place = document.place_of(reference)
     try:
         model = models.get(reference)
@@ -265,22 +272,22 @@ def _opened(
 
 
 def donor_reference(document: MergeDocument) -> ModelReference:
-    """The donor of configuration and tokenizer: the base, or the first model."""
+    """The model that the output gets configuration and tokenizer from: the base, or the first."""
     if document.base_model is not None:
         return document.base_model
     module = next(iter(document.modules.values()))
     return module.slices[0].sources[0].model
 
 
-def _towers(
+def _plan_towers(
     document: MergeDocument,
     method: Method,
     donor: Model,
-    models: Fitting,
+    models: UnifiedModels,
     findings: Findings,
 ) -> list[TowerPlan]:
     """The towers of the output; errors of their slices are added to ``findings``."""
-    assigned = _assigned(document, donor, findings)
+    assigned = _towers_with_modules(document, donor, findings)
     models.parts = {
         item.tower.name: frozenset(item.tower.before)
         for item in assigned
@@ -290,33 +297,35 @@ def _towers(
     for item in assigned:
         tower, module = item.tower, item.module
         if module is None:
-            towers.append(_as_it_is(tower, document, donor))
+            towers.append(_copied_tower(tower, document, donor))
             continue
         slices: list[Slice] = []
         for entry in module.slices:
             first = slices[-1].first + slices[-1].length if slices else 0
             part = findings.attempt(
-                aligned_slice, entry, first, tower, module, document, method, models
+                build_slice, entry, first, tower, module, document, method, models
             )
             if part is not None:
                 slices.append(part)
                 levels = slice_levels(part, module, document)
                 check_required(part, method, levels, findings)
-                warn_of_idle(part, method, levels, findings)
+                warn_of_no_effect(part, method, levels, findings)
             warn_of_left_out_base(entry, module, document, method, models, findings)
         if len(slices) == len(module.slices):
-            warn_of_empty(slices, module, findings)
-            warn_of_positions(tower, slices, findings)
+            warn_of_empty_slices(slices, module, findings)
+            warn_of_relative_positions(tower, slices, findings)
             warn_of_ends(tower, slices, findings)
         towers.append(TowerPlan(tower, tuple(slices), module))
     return towers
 
 
-def _assigned(document: MergeDocument, donor: Model, findings: Findings) -> tuple[Assigned, ...]:
+def _towers_with_modules(
+    document: MergeDocument, donor: Model, findings: Findings
+) -> tuple[TowerModule, ...]:
     """The towers of the base or first model, each with its module."""
     architecture = donor.architecture
     if None not in document.modules:
-        found = assign(document, architecture)
+        found = assign_modules(document, architecture)
         for item in found:
             if item.module is None:
                 findings.warn(
@@ -332,10 +341,10 @@ def _assigned(document: MergeDocument, donor: Model, findings: Findings) -> tupl
             f"'{donor.name}' has {len(names)} towers of layers ({', '.join(names)})",
             "write 'modules' with 'slices' for each, or 'models' to merge them whole",
         )
-    return tuple(Assigned(tower, module) for tower in architecture.towers)
+    return tuple(TowerModule(tower, module) for tower in architecture.towers)
 
 
-def _as_it_is(tower: Tower, document: MergeDocument, donor: Model) -> TowerPlan:
+def _copied_tower(tower: Tower, document: MergeDocument, donor: Model) -> TowerPlan:
     """The plan of a tower copied from the base or first model."""
     entry = OutputSlice((), None, Parameters(), document.place)
     source = LayerSource(donor, tower, 0, tower.layers, None)

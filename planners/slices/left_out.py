@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from mergeloom.planners.models.alignment import RenamedModel
-from mergeloom.planners.recipe import Reason
+from mergeloom.planners.models.renamed import RenamedModel
+from mergeloom.planners.recipe import LeftOutReason
 from mergeloom.planners.slices.stage import Stage, TowerPlan
 
 
@@ -15,16 +15,16 @@ class LeftOut:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._called: dict[str, Mapping[str, str]] = {}
+        self._planner_names: dict[str, Mapping[str, str]] = {}
 
-    def __call__(self, model: str, tensor: str) -> Reason:
+    def __call__(self, model: str, tensor: str) -> LeftOutReason:
         if model == self._donor:
             return "only its token tables are used", None
-        if model not in self._called:
-            self._called[model] = _called(self._stage, model)
-        here = self._called[model].get(tensor, tensor)
-        layer = _layer(here, self._stage.towers)
-        if layer is not None and here.endswith(self._placed):
+        if model not in self._planner_names:
+            self._planner_names[model] = _planner_names(self._stage, model)
+        here = self._planner_names[model].get(tensor, tensor)
+        layer = _layer_of(here, self._stage.towers)
+        if layer is not None and here.endswith(self._positional_suffixes):
             return "only the first or the last layer of the output has it", None
         if layer is not None:
             return "layers that no slice uses", layer
@@ -43,7 +43,7 @@ class LeftOut:
         return None if donor in merged else donor
 
     @cached_property
-    def _placed(self) -> tuple[str, ...]:
+    def _positional_suffixes(self) -> tuple[str, ...]:
         """Suffixes that belong to the first or last position in any model."""
         towers = self._stage.towers
         sources = (source for plan in towers for part in plan.slices for source in part.sources)
@@ -57,14 +57,14 @@ class LeftOut:
         for model in self._stage.models:
             tokens = model.tokens
             embedding = model.stored(tokens.embedding) if tokens.embedding is not None else None
-            for name in tokens.twins if embedding is not None else ():
-                twin = model.stored(name)
-                if twin is not None and embedding is not None:
-                    found[twin.name] = embedding.name
+            for name in tokens.equal_weights if embedding is not None else ():
+                other = model.stored(name)
+                if other is not None and embedding is not None:
+                    found[other.name] = embedding.name
         return found
 
 
-def _called(stage: Stage, name: str) -> dict[str, str]:
+def _planner_names(stage: Stage, name: str) -> dict[str, str]:
     """The planner's names of a model's tensors by stored name."""
     found: dict[str, str] = {}
     for model in stage.models:
@@ -81,7 +81,7 @@ def _outside_reason(tensor: str, towers: Sequence[TowerPlan]) -> str:
     return "the base or first model has no such tensor"
 
 
-def _layer(tensor: str, towers: Sequence[TowerPlan]) -> int | None:
+def _layer_of(tensor: str, towers: Sequence[TowerPlan]) -> int | None:
     for plan in towers:
         prefix = plan.tower.prefix
         if prefix and tensor.startswith(prefix):

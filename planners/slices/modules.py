@@ -16,10 +16,17 @@ from mergeloom.engine.base.suggest import suggest
 from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.models.architecture import Architecture, Tower
 
-_MAIN = {"default", "text_decoder", "text_model", "language_model", "llm", "decoder_model"}
+_MAIN_TOWER_NAMES = {
+    "default",
+    "text_decoder",
+    "text_model",
+    "language_model",
+    "llm",
+    "decoder_model",
+}
 """Words for the tower that processes tokens."""
 
-_SENSES = (
+_MODALITIES = (
     re.compile(r"vision|visual|image|vit|pixtral|siglip|clip"),
     re.compile(r"audio|speech|whisper"),
 )
@@ -27,14 +34,14 @@ _PROJECTOR = re.compile(r"proj(?!_out)|connect|merger|resampler|adapt|align|brid
 
 
 @dataclass(frozen=True, slots=True)
-class Assigned:
+class TowerModule:
     """A tower and its module, ``None`` if there is none."""
 
     tower: Tower
     module: Module | None
 
 
-def assign(document: MergeDocument, architecture: Architecture) -> tuple[Assigned, ...]:
+def assign_modules(document: MergeDocument, architecture: Architecture) -> tuple[TowerModule, ...]:
     """Every tower of ``architecture`` with its module, and parts with separate modules.
 
     Raises:
@@ -42,16 +49,16 @@ def assign(document: MergeDocument, architecture: Architecture) -> tuple[Assigne
     """
     modules = {name: module for name, module in document.modules.items() if name is not None}
     chosen: dict[str, str] = {}
-    unclear = []
+    unmatched = []
     for name, module in modules.items():
-        tower = next((t for t in architecture.towers if _is_called(t, name)), None)
+        tower = next((t for t in architecture.towers if _has_name(t, name)), None)
         if tower is None:
-            unclear.append(name)
+            unmatched.append(name)
         else:
             _claim(chosen, tower, name, module)
     parts = []
-    for name in unclear:
-        meant = list(_meant(name, architecture))
+    for name in unmatched:
+        meant = list(_towers_meant(name, architecture))
         free = [tower for tower in meant if tower.name not in chosen]
         for tower in free or meant:
             if name != "default" or tower.name not in chosen:
@@ -59,15 +66,15 @@ def assign(document: MergeDocument, architecture: Architecture) -> tuple[Assigne
         if not free:
             parts.append(name)
     for name in parts:
-        inside = frozenset(_inside(name, architecture))
+        inside = frozenset(_weights_inside(name, architecture))
         if not inside:
             known = [tower.name for tower in architecture.towers]
-            known += projectors(architecture.around)
+            known += projectors(architecture.outside_layers)
             raise modules[name].place.error(f"no module '{name}'", suggest(name, known))
-        architecture = architecture.without(name, inside)
+        architecture = architecture.with_tower(name, inside)
         chosen[name] = name
     return tuple(
-        Assigned(tower, modules[chosen[tower.name]] if tower.name in chosen else None)
+        TowerModule(tower, modules[chosen[tower.name]] if tower.name in chosen else None)
         for tower in architecture.towers
     )
 
@@ -104,30 +111,30 @@ def _claim(chosen: dict[str, str], tower: Tower, name: str, module: Module) -> N
         )
 
 
-def _is_called(tower: Tower, name: str) -> bool:
+def _has_name(tower: Tower, name: str) -> bool:
     return name in (tower.name, tower.prefix.removesuffix("."))
 
 
-def _meant(name: str, architecture: Architecture) -> Iterator[Tower]:
+def _towers_meant(name: str, architecture: Architecture) -> Iterator[Tower]:
     """The towers meant by a word that is not a tower's own name."""
     inside = [tower for tower in architecture.towers if tower.name.startswith(f"{name}.")]
     if inside:
         yield from inside
-    elif name in _MAIN:
+    elif name in _MAIN_TOWER_NAMES:
         yield architecture.main
     else:
-        senses = [sense for sense in _SENSES if sense.search(name)]
+        modalities = [modality for modality in _MODALITIES if modality.search(name)]
         for tower in architecture.towers[1:]:
-            if any(sense.search(tower.name) for sense in senses):
+            if any(modality.search(tower.name) for modality in modalities):
                 yield tower
 
 
-def _inside(name: str, architecture: Architecture) -> Iterator[str]:
+def _weights_inside(name: str, architecture: Architecture) -> Iterator[str]:
     """Weights outside the layers in a module called ``name``.
 
     ``default`` means all of them, as in mergekit for unknown models.
     """
-    around = architecture.around
+    around = architecture.outside_layers
     if name == "default":
         yield from around
         return

@@ -9,9 +9,9 @@ from mergeloom.planners.outline import Layers, Outline, OutlinePart, OutlineSlic
 from mergeloom.planners.slices.slices import Slice
 from mergeloom.planners.slices.stage import Stage, TowerPlan
 
-_LISTED = 3
+_MAX_LISTED = 3
 
-Scales = Mapping[Layers, Mapping[str, Sequence[float]]]
+ScaleFactors = Mapping[Layers, Mapping[str, Sequence[float]]]
 """Scale factors of tensors, by the layers of a slice and the tensor name without its layer
 number."""
 
@@ -24,28 +24,32 @@ def outline(stage: Stage) -> Outline:
         name=document.name,
         method=document.merge_method,
         dtype=dtype.name if dtype is not None else None,
-        parts=tuple(_part(tower, stage) for tower in stage.towers),
+        parts=tuple(_outline_part(tower, stage) for tower in stage.towers),
         notes=stage.notes,
     )
 
 
-def _part(plan: TowerPlan, stage: Stage) -> OutlinePart:
+def _outline_part(plan: TowerPlan, stage: Stage) -> OutlinePart:
     tower = plan.tower
-    scales = _scales(stage, plan)
+    factors = _scale_factors(stage, plan)
     return OutlinePart(
         name=tower.name,
         layers=plan.layers,
-        slices=tuple(_slice(part, stage, plan, scales) for part in plan.slices if tower.layers),
+        slices=tuple(
+            _outline_slice(part, stage, plan, factors) for part in plan.slices if tower.layers
+        ),
     )
 
 
-def _slice(part: Slice, stage: Stage, plan: TowerPlan, scales: Scales) -> OutlineSlice:
+def _outline_slice(
+    part: Slice, stage: Stage, plan: TowerPlan, factors: ScaleFactors
+) -> OutlineSlice:
     layers = part.first, part.first + part.length
     how, detail = "merged", ""
-    if plan.copied:
+    if plan.is_copied:
         how = "copied"
     elif stage.document.merge_method == "passthrough":
-        how, detail = _copied(scales.get(layers, {}))
+        how, detail = _copy_and_detail(factors.get(layers, {}))
     return OutlineSlice(
         layers=layers,
         how=how,
@@ -57,29 +61,29 @@ def _slice(part: Slice, stage: Stage, plan: TowerPlan, scales: Scales) -> Outlin
     )
 
 
-def _copied(factors: Mapping[str, Sequence[float]]) -> tuple[str, str]:
+def _copy_and_detail(factors: Mapping[str, Sequence[float]]) -> tuple[str, str]:
     """How a slice with these factors is copied, and the scaled tensors as text."""
     scaled = {name: values for name, values in factors.items() if any(v != 1 for v in values)}
     if not scaled:
         return "copied", ""
     by_factor: dict[str, list[str]] = defaultdict(list)
     for name, values in scaled.items():
-        by_factor[_range(values)].append(name)
+        by_factor[_factor_text(values)].append(name)
     if len(scaled) == len(factors) and len(by_factor) == 1:
         return "scaled", f"scaled by {next(iter(by_factor))}"
     parts = []
     for factor, names in by_factor.items():
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        parts.append(f"{', '.join(names[:_LISTED])}{more} scaled by {factor}")
+        more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+        parts.append(f"{', '.join(names[:_MAX_LISTED])}{more} scaled by {factor}")
     return "partly scaled", "; ".join(parts)
 
 
-def _range(values: Sequence[float]) -> str:
+def _factor_text(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def _scales(stage: Stage, plan: TowerPlan) -> Scales:
+def _scale_factors(stage: Stage, plan: TowerPlan) -> ScaleFactors:
     """The factors of all copied tensors of a stage; empty if none is scaled."""
     blocks = stage.document.blocks()
     if stage.document.merge_method != "passthrough" or not any(

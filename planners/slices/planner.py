@@ -15,21 +15,21 @@ from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.filters import warn_of_idle_filters
 from mergeloom.planners.models.model import PlannedModel
-from mergeloom.planners.models.token_weights import Head, declared_tied
+from mergeloom.planners.models.token_weights import Head, is_declared_tied
 from mergeloom.planners.output.config_json import rewrite_config
 from mergeloom.planners.output.layers.rewrite import rewrite_layers
-from mergeloom.planners.output.layers.stack import Rewritten
+from mergeloom.planners.output.layers.stack import RewrittenConfig
 from mergeloom.planners.output.side_files import model_files
-from mergeloom.planners.planner import Planner, Planning
+from mergeloom.planners.planner import Planner, PlanningContext
 from mergeloom.planners.recipe import Recipe
 from mergeloom.planners.slices.checks import check_stage
 from mergeloom.planners.slices.document import plan_stage
 from mergeloom.planners.slices.left_out import LeftOut
 from mergeloom.planners.slices.outline import outline
-from mergeloom.planners.slices.restacked import restacked
+from mergeloom.planners.slices.source_layers import source_layers
 from mergeloom.planners.slices.stage import Stage
 from mergeloom.planners.slices.tensor_plan import TensorBuilder
-from mergeloom.planners.slices.vocabulary import Words
+from mergeloom.planners.slices.vocabulary import OutputTokenizer
 from mergeloom.planners.tensors import TensorPlan, build_tensors
 from mergeloom.planners.vocabulary.summary import summarise
 
@@ -47,7 +47,7 @@ class SlicesPlanner(Planner[MergeDocument]):
     def read(self, value: Value, findings: Findings) -> MergeDocument | None:
         return read_document(value, findings)
 
-    def plan(self, document: MergeDocument, planning: Planning) -> Recipe:
+    def plan(self, document: MergeDocument, planning: PlanningContext) -> Recipe:
         models, findings = planning.models, planning.findings
         stage, vocabulary = plan_stage(document, planning)
         plans: Callable[[], Iterator[TensorPlan]] = stage.tensor_plans
@@ -59,20 +59,20 @@ class SlicesPlanner(Planner[MergeDocument]):
             findings,
             ROWS_REMEDY,
         )
-        words = Words(stage, vocabulary, models, planning.folder)
-        rewritten = _output_config(stage, findings)
-        config = words.config(rewritten.config)
+        output_tokenizer = OutputTokenizer(stage, vocabulary, models, planning.folder)
+        rewritten = _rewritten_config(stage, findings)
+        config = output_tokenizer.config(rewritten.config)
         check_stage(
             stage, tensors, config, planning.options.allow_different_architectures, findings
         )
-        used = [models.get(reference) for reference in document.references()]
+        used = [models.get(reference) for reference in document.merged_models()]
         warn_of_idle_filters(
             document.blocks(), (name for model in used for name in model), findings
         )
         donor = models.donor_folder(stage.donor)
 
         def files() -> tuple[SideFile, ...]:
-            return model_files(config, donor, words.files(), models.folders, findings)
+            return model_files(config, donor, output_tokenizer.files(), models.folders, findings)
 
         return Recipe(
             output=PlannedModel(
@@ -80,8 +80,8 @@ class SlicesPlanner(Planner[MergeDocument]):
                 config,
                 {tensor.name: tensor for tensor in tensors},
                 donor,
-                cache(words.tokenizer),
-                words.own,
+                cache(output_tokenizer.tokenizer),
+                output_tokenizer.is_changed,
             ),
             outline=outline(stage),
             plans=plans,
@@ -94,14 +94,14 @@ class SlicesPlanner(Planner[MergeDocument]):
         )
 
 
-def _output_config(stage: Stage, findings: Findings) -> Rewritten:
+def _rewritten_config(stage: Stage, findings: Findings) -> RewrittenConfig:
     """The output's configuration; doubts are added to ``findings``.
 
     Raises:
         ConfigError: no configuration can describe a model with these layers.
     """
     document = stage.document
-    rewritten = rewrite_layers(stage.donor.config, restacked(stage))
+    rewritten = rewrite_layers(stage.donor.config, source_layers(stage))
     if rewritten.refusals:
         raise ConfigError.of(rewritten.refusals).at(document.place)
     findings.notes(rewritten.warnings)
@@ -118,16 +118,16 @@ def _output_config(stage: Stage, findings: Findings) -> Rewritten:
     config = rewrite_config(
         rewritten.config,
         document.out_dtype or document.dtype,
-        _declared_tied(stage),
+        _tied_to_declare(stage),
         vocabulary,
     )
     return replace(rewritten, config=config)
 
 
-def _declared_tied(stage: Stage) -> bool | None:
+def _tied_to_declare(stage: Stage) -> bool | None:
     """The value of ``tie_word_embeddings`` to write; ``None`` if the donor's is correct."""
     kind = stage.donor.tokens.kind
     if stage.head is None or stage.tied or kind is Head.NONE:
         return None
-    declared = declared_tied(stage.donor.config)
+    declared = is_declared_tied(stage.donor.config)
     return False if kind is Head.TIED or declared is True else None

@@ -13,7 +13,7 @@ from functools import partial
 
 from mergeloom.engine.base.errors import Place
 from mergeloom.engine.base.records import dataclass, record
-from mergeloom.planners.config.config import OutputSlice, Source
+from mergeloom.planners.config.config import OutputSlice, SourceEntry
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
 
@@ -29,7 +29,7 @@ class LayerSource:
     tower: Tower
     start: int
     stop: int
-    source: Source | None
+    source: SourceEntry | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,10 @@ class TensorSources:
     @staticmethod
     def outside(name: str, part: Slice, inputs: Sequence[tuple[int, str]]) -> TensorSources:
         """A tensor outside the layers; ``inputs`` are pairs of position and name."""
-        return TensorSources(name, part, None, 0.0, *_apart(inputs))
+        return TensorSources(name, part, None, 0.0, *_positions_and_names(inputs))
 
 
-def resolve_range(source: Source, tower: Tower, model: str) -> tuple[int, int]:
+def resolve_range(source: SourceEntry, tower: Tower, model: str) -> tuple[int, int]:
     """The layer range of a source.
 
     Raises:
@@ -123,32 +123,38 @@ def tensor_sources(tower: Tower, slices: Sequence[Slice]) -> Iterator[TensorSour
     towers = [source.tower for part in slices for source in part.sources]
     first = frozenset(suffix for tower in towers for suffix in tower.first)
     last = frozenset(suffix for tower in towers for suffix in tower.last)
-    yield from _around(tower, slices, "before")
+    yield from _outside_layers(tower, slices, "before")
     if depth:
-        yield from _placed(tower, slices[0], 0, lambda source: 0, first)
+        yield from _at_position(tower, slices[0], 0, lambda source: 0, first)
     for part in slices:
         layers = _AlikeLayers()
         for step in range(part.length):
             t = step / (part.length - 1) if part.length > 1 else 1.0
-            yield from _layer(tower, part, step, t, first | last, layers)
+            yield from _layer_tensors(tower, part, step, t, first | last, layers)
     if depth:
-        yield from _placed(tower, slices[-1], depth - 1, lambda source: source.layers - 1, last)
-    for extra in range(max(len(source.tower.beyond) for source in slices[-1].sources)):
-        yield from _placed(tower, slices[-1], depth + extra, partial(_beyond, extra), None)
-    yield from _around(tower, slices[::-1], "after")
+        yield from _at_position(
+            tower, slices[-1], depth - 1, lambda source: source.layers - 1, last
+        )
+    for number in range(max(len(source.tower.beyond) for source in slices[-1].sources)):
+        yield from _at_position(
+            tower, slices[-1], depth + number, partial(_layer_beyond, number), None
+        )
+    yield from _outside_layers(tower, slices[::-1], "after")
 
 
-def _apart(inputs: Sequence[tuple[int, str]]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _positions_and_names(
+    inputs: Sequence[tuple[int, str]],
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return tuple(position for position, _ in inputs), tuple(name for _, name in inputs)
 
 
-def _beyond(extra: int, tower: Tower) -> int:
-    return tower.layers + extra
+def _layer_beyond(number: int, tower: Tower) -> int:
+    return tower.layers + number
 
 
-def _around(tower: Tower, slices: Sequence[Slice], side: str) -> Iterator[TensorSources]:
-    """Weights on one side of the layers, from the nearest slice that has what the output's tower
-    needs."""
+def _outside_layers(tower: Tower, slices: Sequence[Slice], side: str) -> Iterator[TensorSources]:
+    """Weights on one side of the layers, ``before`` or ``after``: those of the nearest slice, and
+    what the output's tower lacks there from the next ones."""
     missing = set(getattr(tower, side))
     for part in slices:
         names: dict[str, list[tuple[int, str]]] = {}
@@ -161,7 +167,7 @@ def _around(tower: Tower, slices: Sequence[Slice], side: str) -> Iterator[Tensor
             yield TensorSources.outside(name, part, inputs)
 
 
-def _placed(
+def _at_position(
     tower: Tower,
     part: Slice,
     layer: int,
@@ -180,7 +186,9 @@ def _placed(
                 name = source.tower.layer_name(number, suffix)
                 suffixes.setdefault(suffix, []).append((position, name))
     for suffix, inputs in suffixes.items():
-        yield TensorSources(tower.layer_name(layer, suffix), part, layer, 0.0, *_apart(inputs))
+        yield TensorSources(
+            tower.layer_name(layer, suffix), part, layer, 0.0, *_positions_and_names(inputs)
+        )
 
 
 class _AlikeLayers:
@@ -208,31 +216,31 @@ class _AlikeLayers:
         return marks
 
 
-def _layer(
+def _layer_tensors(
     tower: Tower,
     part: Slice,
     step: int,
     t: float,
-    placed: Collection[str],
+    positional: Collection[str],
     layers: _AlikeLayers,
 ) -> Iterator[TensorSources]:
     layer = part.first + step
     output = tower.layer_name(layer, "")
     stacks = [source.tower.suffixes[source.start + step] for source in part.sources]
     roots = [source.tower.layer_name(source.start + step, "") for source in part.sources]
-    same = roots.count(output) == len(roots)
+    same_names = roots.count(output) == len(roots)
     alike = layers.marks(part, stacks, roots)
-    for suffix, positions in _having(stacks).items():
-        if suffix not in placed:
+    for suffix, positions in _positions_by_suffix(stacks).items():
+        if suffix not in positional:
             name = sys.intern(output + suffix)  # the string that the headers' tensors are under
-            if same:
+            if same_names:
                 names = (name,) * len(positions)
             else:
                 names = tuple([sys.intern(roots[position] + suffix) for position in positions])
             yield TensorSources(name, part, layer, t, positions, names, alike[suffix])
 
 
-def _having(layers: Sequence[Sequence[str]]) -> Mapping[str, tuple[int, ...]]:
+def _positions_by_suffix(layers: Sequence[Sequence[str]]) -> Mapping[str, tuple[int, ...]]:
     """For each suffix, the indices of the layers that have it."""
     if all(suffixes == layers[0] for suffixes in layers):
         return dict.fromkeys(layers[0], tuple(range(len(layers))))

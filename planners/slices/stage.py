@@ -10,10 +10,10 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.config.config import MergeDocument, Module
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
-from mergeloom.planners.models.roles import follows_depth
+from mergeloom.planners.models.roles import has_part_per_layer
 from mergeloom.planners.models.token_weights import Head
-from mergeloom.planners.slices.by_layer import gather
-from mergeloom.planners.slices.doubts import slice_levels
+from mergeloom.planners.slices.per_layer_weights import gather_parts
+from mergeloom.planners.slices.slice_checks import slice_levels
 from mergeloom.planners.slices.slices import (
     Slice,
     TensorSources,
@@ -31,20 +31,20 @@ from mergeloom.planners.tensors import TensorPlan
 class TowerPlan:
     """One tower of the output and its slices.
 
-    ``copied`` if the document does not mention it, so that it is the base or first model's.
+    ``is_copied`` if the document does not mention it, so that it is the base or first model's.
     """
 
     tower: Tower
     slices: tuple[Slice, ...]
     module: Module
-    copied: bool = False
+    is_copied: bool = False
 
     @property
     def layers(self) -> int:
         return sum(part.length for part in self.slices)
 
     @property
-    def unchanged(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether every output layer has the same number in all of its sources."""
         filled = [part for part in self.slices if part.length]
         alike = {tuple(source.model.name for source in part.sources) for part in filled}
@@ -75,38 +75,38 @@ class Stage:
     def tensor_plans(self) -> Iterator[TensorPlan]:
         """The plan of each output tensor, in order."""
         tokens = [model.tokens for model in self.models]
-        apart = {name for found in tokens for name in (found.embedding, found.head)}
-        if self.tied and self.head in self.donor.tokens.twins:
-            apart.discard(self.head)  # the donor stores a copy, which its class may read
+        token_weights = {name for found in tokens for name in (found.embedding, found.head)}
+        if self.tied and self.head in self.donor.tokens.equal_weights:
+            token_weights.discard(self.head)  # the donor stores a copy, which its class may read
         yield from self._embedding()
         for tower in self.towers:
             for wanted in tensor_sources(tower.tower, tower.slices):
                 if wanted.layer is not None:
                     yield self._plan(wanted, tower)
-                elif wanted.name not in apart:
-                    yield self._around(wanted, tower)
+                elif wanted.name not in token_weights:
+                    yield self._outside_layers(wanted, tower)
         yield from self._head()
 
     def _embedding(self) -> Iterator[TensorPlan]:
         if self.embedding is not None:
-            tower = self._home(self.embedding)
-            yield from self._tokens(self.embedding, tower, tower.slices[0], _embedding_of)
+            tower = self._tower_of(self.embedding)
+            yield from self._token_weight(self.embedding, tower, tower.slices[0], _stored_embedding)
 
     def _head(self) -> Iterator[TensorPlan]:
         if self.head is not None and not self.tied:
-            tower = self._home(self.head)
-            able = (p for p in reversed(tower.slices) if _inputs(p, _head_of))
-            part = next(able, tower.slices[-1])
-            yield from self._tokens(self.head, tower, part, _head_of)
+            tower = self._tower_of(self.head)
+            with_head = (p for p in reversed(tower.slices) if _inputs_of(p, _stored_head))
+            part = next(with_head, tower.slices[-1])
+            yield from self._token_weight(self.head, tower, part, _stored_head)
 
-    def _tokens(
+    def _token_weight(
         self, name: str, tower: TowerPlan, part: Slice, of: Callable[[Model], str | None]
     ) -> Iterator[TensorPlan]:
-        inputs = _inputs(part, of)
+        inputs = _inputs_of(part, of)
         if inputs:
             yield self._plan(TensorSources.outside(name, part, inputs), tower)
 
-    def _around(self, wanted: TensorSources, tower: TowerPlan) -> TensorPlan:
+    def _outside_layers(self, wanted: TensorSources, tower: TowerPlan) -> TensorPlan:
         """A weight outside the layers; a copy of the embedding is merged like the embedding.
 
         If only some models store it separately, the others' embedding is used for it.
@@ -114,18 +114,20 @@ class Stage:
         part, present = wanted.slice, dict(zip(wanted.positions, wanted.names, strict=True))
         shape = part.sources[wanted.positions[0]].model.shape(wanted.names[0])
         layers = tower.tower.layers
-        if follows_depth(wanted.name, shape, layers) and not tower.unchanged:
-            wanted = gather(wanted, tower.slices)
+        if has_part_per_layer(wanted.name, shape, layers) and not tower.is_unchanged:
+            wanted = gather_parts(wanted, tower.slices)
             return self._plan(wanted, tower)
         models = [source.model for source in part.sources]
-        twin = any(name in models[i].tokens.twins for i, name in present.items())
-        if not twin or self.embedding is None:
+        is_embedding_copy = any(
+            name in models[i].tokens.equal_weights for i, name in present.items()
+        )
+        if not is_embedding_copy or self.embedding is None:
             return self._plan(wanted, tower)
         inputs = []
         same = True
         for position, model in enumerate(models):
             name = present.get(position)
-            if name is None or name in model.tokens.twins:
+            if name is None or name in model.tokens.equal_weights:
                 name = model.tokens.embedding
             else:
                 same = False
@@ -137,7 +139,7 @@ class Stage:
         return replace(plan, name=wanted.name, same_as=self.embedding)
 
     def _plan(self, wanted: TensorSources, tower: TowerPlan) -> TensorPlan:
-        if tower.copied:
+        if tower.is_copied:
             return copy_tensor(wanted, "'modules' says nothing about it")
         rules = self._rules.get((id(wanted.slice), id(tower)))
         return (rules or self._rules_of(wanted.slice, tower)).plan(wanted)
@@ -155,10 +157,10 @@ class Stage:
         levels = slice_levels(part, tower.module, self.document)
         return SliceRules(part, self.rules, levels)
 
-    def _home(self, name: str) -> TowerPlan:
+    def _tower_of(self, name: str) -> TowerPlan:
         """The tower to which the embedding or head belongs."""
-        homes = (plan for plan in self.towers if name in (*plan.tower.before, *plan.tower.after))
-        return next(homes, self.towers[0])
+        towers = (plan for plan in self.towers if name in (*plan.tower.before, *plan.tower.after))
+        return next(towers, self.towers[0])
 
     @property
     def models(self) -> list[Model]:
@@ -167,17 +169,17 @@ class Stage:
         return list({id(source.model): source.model for source in sources}.values())
 
 
-def _inputs(part: Slice, of: Callable[[Model], str | None]) -> tuple[tuple[int, str], ...]:
+def _inputs_of(part: Slice, of: Callable[[Model], str | None]) -> tuple[tuple[int, str], ...]:
     names = ((position, of(source.model)) for position, source in enumerate(part.sources))
     return tuple((position, name) for position, name in names if name is not None)
 
 
-def _embedding_of(model: Model) -> str | None:
+def _stored_embedding(model: Model) -> str | None:
     """The stored embedding of a model; a tied model may store it as its head."""
     tokens = model.tokens
     return tokens.embedding or (tokens.head if tokens.kind is Head.TIED else None)
 
 
-def _head_of(model: Model) -> str | None:
+def _stored_head(model: Model) -> str | None:
     """The output head of a model: the embedding if it is tied."""
-    return _embedding_of(model) if model.tokens.kind is Head.TIED else model.tokens.head
+    return _stored_embedding(model) if model.tokens.kind is Head.TIED else model.tokens.head

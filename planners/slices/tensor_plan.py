@@ -12,9 +12,14 @@ from mergeloom.engine.graph.graph import Load, Merge
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.declare import Base, Method
 from mergeloom.planners.config.config import MergeDocument
-from mergeloom.planners.config.parameters import Level, Resolution, Resolved, required
-from mergeloom.planners.models.model import LateTensor, Model, OutputTensor
-from mergeloom.planners.planner import Planning
+from mergeloom.planners.config.parameters import (
+    Level,
+    ParameterResolver,
+    ResolvedValue,
+    missing_value_error,
+)
+from mergeloom.planners.models.model import LazyTensor, Model, OutputTensor
+from mergeloom.planners.planner import PlanningContext
 from mergeloom.planners.slices.slices import Slice, TensorSources
 from mergeloom.planners.tensors import (
     AlikePlan,
@@ -22,7 +27,7 @@ from mergeloom.planners.tensors import (
     Kernels,
     TensorPlan,
     check_shapes,
-    constant,
+    reason_not_merged,
 )
 
 
@@ -43,14 +48,17 @@ class _Kind:
     ``sources`` are the arguments of a `Contribution` except for the tensor's name.
     """
 
-    sources: tuple[tuple[Model, str, bool, Mapping[str, Resolved]], ...]
-    settings: Mapping[str, Resolved]
+    sources: tuple[tuple[Model, str, bool, Mapping[str, ResolvedValue]], ...]
+    settings: Mapping[str, ResolvedValue]
     missing: tuple[Model, ...]
 
 
 class SliceRules:
-    """How the tensors of a slice are made. Those that differ only in their names, such as a layer's
-    experts, are of one kind, for which everything is decided once."""
+    """Plans the tensors of a slice.
+
+    Tensors that differ only in their names, such as a layer's experts, are of one kind, and the
+    decisions for a kind are made once.
+    """
 
     def __init__(self, part: Slice, rules: MergingRules, levels: Sequence[Level]) -> None:
         """``levels`` are the slice's, the module's and the global parameters."""
@@ -62,8 +70,8 @@ class SliceRules:
                 own = [Level("model", layers.source.parameters), *levels]
             else:  # an added base has no parameters, unless it is merged like the others
                 own = [] if position == part.base else list(levels)
-            self._sources.append(Resolution(method.model_parameters, own))
-        self._settings = Resolution(method.settings, levels)
+            self._sources.append(ParameterResolver(method.model_parameters, own))
+        self._settings = ParameterResolver(method.settings, levels)
         self._varies = any(each.varies for each in (*self._sources, self._settings))
         self._kinds: dict[Hashable, _Kind] = {}
         self._first: dict[Hashable, TensorPlan] = {}
@@ -93,13 +101,13 @@ class SliceRules:
         """Plan how ``wanted`` is merged; ``key`` is that of its kind."""
         positions, names = wanted.positions, wanted.names
         kind = self._kinds.get(key)
-        kept_because = constant(self._part.sources[positions[0]].model, names[0])
+        reason = reason_not_merged(self._part.sources[positions[0]].model, names[0])
         if kind is None:
             self._check_base(wanted)
-            if kept_because is None and len(positions) == 1:
-                kept_because = self._copied_because(wanted)
-        if kept_because is not None:
-            return copy_tensor(wanted, kept_because)
+            if reason is None and len(positions) == 1:
+                reason = self._copied_because(wanted)
+        if reason is not None:
+            return copy_tensor(wanted, reason)
         if kind is None:
             kind = self._kinds[key] = self._kind(wanted)
         return TensorPlan(
@@ -141,17 +149,17 @@ class SliceRules:
         sources = []
         for position, name in zip(wanted.positions, wanted.names, strict=True):
             layers = part.sources[position]
-            resolved, lacking = self._sources[position].of(name, wanted.t)
-            if lacking is not None and position != part.base:
+            resolved, without_value = self._sources[position].of(name, wanted.t)
+            if without_value is not None and position != part.base:
                 place = layers.source.place if layers.source is not None else part.entry.place
-                filtered = self._sources[position].place(lacking)
-                raise required(lacking, layers.model.name, name, place, filtered)
+                filtered = self._sources[position].place(without_value)
+                raise missing_value_error(without_value, layers.model.name, name, place, filtered)
             is_base = position == part.base
             sources.append((layers.model, layers.tower.prefix, is_base, resolved))
-        settings, lacking = self._settings.of(wanted.name, wanted.t)
-        if lacking is not None:
-            filtered = self._settings.place(lacking)
-            raise required(lacking, None, wanted.name, part.entry.place, filtered)
+        settings, without_value = self._settings.of(wanted.name, wanted.t)
+        if without_value is not None:
+            filtered = self._settings.place(without_value)
+            raise missing_value_error(without_value, None, wanted.name, part.entry.place, filtered)
         return _Kind(tuple(sources), settings, _missing(wanted))
 
 
@@ -187,7 +195,7 @@ def _missing(wanted: TensorSources) -> tuple[Model, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _BuildPlan:
     """How the tensors with plans alike are built, of which ``plan`` is one: with the same dtype,
     shape, ``rows`` taken of their inputs and, unless it depends on the name, kernel."""
 
@@ -196,39 +204,41 @@ class _Made:
     shape: tuple[int, ...]
     rows: range | None
     kernel: Kernel | None
-    late: bool
+    lazy: bool
 
 
 class TensorBuilder:
     """Builds the output tensors of a document; what they have in common is decided once."""
 
-    def __init__(self, document: MergeDocument, planning: Planning, truncate: bool = False) -> None:
+    def __init__(
+        self, document: MergeDocument, planning: PlanningContext, truncate: bool = False
+    ) -> None:
         """``truncate`` cuts embeddings to their common rows."""
         self._document, self._planning, self._truncate = document, planning, truncate
         self._kernels = Kernels(planning.options.seed, document.method_place)
-        self._made: dict[int, _Made] = {}
+        self._plans: dict[int, _BuildPlan] = {}
         """By `id` of the plan that others are like, which they keep alive."""
 
     def __call__(self, plan: TensorPlan) -> OutputTensor:
         """Build the output tensor for ``plan``.
 
-        Its merge is late, if it computes, where planning is for the plans and not for a graph.
+        Where plans are kept and no graph is wanted yet, a merge that computes is made on demand.
 
         Raises:
-            Mismatch: shapes of the inputs differ.
+            ShapeMismatch: shapes of the inputs differ.
             ConfigError: the parameters do not work together.
         """
-        made = self._made.get(id(plan.like)) if isinstance(plan, AlikePlan) else None
-        if made is None:
-            made = self._decided(plan)
+        build = self._plans.get(id(plan.like)) if isinstance(plan, AlikePlan) else None
+        if build is None:
+            build = self._plan_build(plan)
             if isinstance(plan, AlikePlan):
-                self._made[id(plan.like)] = made
-        if made.late:
-            merge = partial(self._merge, plan, made)
-            return LateTensor(plan.name, made.shape, made.dtype, merge)
-        return OutputTensor(plan.name, self._merge(plan, made), made.dtype)
+                self._plans[id(plan.like)] = build
+        if build.lazy:
+            merge = partial(self._merge, plan, build)
+            return LazyTensor(plan.name, build.shape, build.dtype, merge)
+        return OutputTensor(plan.name, self._merge(plan, build), build.dtype)
 
-    def _decided(self, plan: TensorPlan) -> _Made:
+    def _plan_build(self, plan: TensorPlan) -> _BuildPlan:
         rows = _common_rows(plan) if self._truncate and plan.layer is None else None
         if rows is None:
             shapes = [item.model.shape(item.tensor) for item in plan.contributions]
@@ -237,15 +247,15 @@ class TensorBuilder:
         check_shapes(plan, shapes)
         dtype = output_dtype(plan, self._document)
         if plan.method is None:
-            return _Made(plan, dtype, shapes[0], rows, Copy(), False)
+            return _BuildPlan(plan, dtype, shapes[0], rows, Copy(), False)
         kernel = self._kernels.of(plan, plan.method, shapes[0])
-        late = self._planning.keeps_plans and rows is None and not isinstance(kernel, Copy)
+        lazy = self._planning.keeps_plans and rows is None and not isinstance(kernel, Copy)
         shape = kernel.output_shape(shapes, ())
-        return _Made(plan, dtype, shape, rows, None if plan.method.by_name else kernel, late)
+        return _BuildPlan(plan, dtype, shape, rows, None if plan.method.by_name else kernel, lazy)
 
-    def _merge(self, plan: TensorPlan, made: _Made) -> Merge:
+    def _merge(self, plan: TensorPlan, build: _BuildPlan) -> Merge:
         """The merge (or copy) of the inputs by the method of ``plan``."""
-        inputs, kernel = self._inputs(plan, made.rows), made.kernel
+        inputs, kernel = self._inputs(plan, build.rows), build.kernel
         if kernel is None:
             assert plan.method is not None
             kernel = self._kernels.of(plan, plan.method, inputs[0].shape)
@@ -284,7 +294,7 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
         remedy = ""
         if high is not None and others > high:
             remedy = "remove some, or choose a method that merges more: linear, karcher, multislerp"
-        if high == 1 and others == 2 and part.base is not None and _is_added(part):
+        if high == 1 and others == 2 and part.base is not None and _is_automatic(part):
             first, second = (s.model.name for i, s in enumerate(part.sources) if i != part.base)
             remedy = (
                 f"to merge '{first}' with '{second}', write 'base_model: {first}', which is then "
@@ -297,7 +307,7 @@ def check_models(method: Method, part: Slice, place: Place) -> None:
         )
 
 
-def _is_added(part: Slice) -> bool:
+def _is_automatic(part: Slice) -> bool:
     """Whether the base is a source only because it is the base."""
     return part.base is not None and part.sources[part.base].source is None
 
@@ -324,6 +334,6 @@ def output_dtype(plan: TensorPlan, document: MergeDocument) -> DType:
             break
     dtype = own.model.dtype(own.tensor)
     wanted = document.out_dtype or document.dtype or dtype
-    if wanted is dtype or constant(own.model, own.tensor) is not None:
+    if wanted is dtype or reason_not_merged(own.model, own.tensor) is not None:
         return dtype
     return wanted

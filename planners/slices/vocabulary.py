@@ -12,19 +12,19 @@ from mergeloom.planners.models.model import Model, PlannedModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.slices.document import donor_reference
 from mergeloom.planners.slices.stage import Stage
-from mergeloom.planners.vocabulary.chat_template import choose
-from mergeloom.planners.vocabulary.decide import VocabularyPlan
-from mergeloom.planners.vocabulary.output import Followed, TokenizerFiles, tokenizer_files
-from mergeloom.planners.vocabulary.remapped import RemappedModel, table_rows
+from mergeloom.planners.vocabulary.chat_template import choose_template
+from mergeloom.planners.vocabulary.output import TokenizerFiles, VocabularySettings, tokenizer_files
+from mergeloom.planners.vocabulary.plan import VocabularyPlan
+from mergeloom.planners.vocabulary.remapped_model import RemappedModel, table_rows
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class OutputTokenizer:
     """The tokenizer and chat template of a document's output, and dependent settings.
 
-    ``vocabulary`` is what tokenizer settings ask for, written or understood; ``folder`` the
-    configuration's.
+    ``vocabulary`` is planned from tokenizer settings, explicit or default ones; ``folder`` is the
+    folder of the configuration.
     """
 
     stage: Stage
@@ -33,10 +33,10 @@ class Words:
     folder: Folder
 
     @property
-    def own(self) -> bool:
+    def is_changed(self) -> bool:
         """Whether tokenizer or chat template differ from the donor's files."""
         document, donor = self.stage.document, self.stage.donor
-        before = isinstance(donor, PlannedModel) and donor.own_words
+        before = isinstance(donor, PlannedModel) and donor.has_own_tokenizer
         return before or self.vocabulary is not None or document.chat_template is not None
 
     def tokenizer(self) -> Tokenizer | None:
@@ -62,11 +62,11 @@ class Words:
         model = self.stage.donor
         donor = self.models.donor_folder(model)
         tokenizer = None if self.vocabulary is None else self.vocabulary.tokenizer
-        if tokenizer is None and isinstance(model, PlannedModel) and model.own_words:
+        if tokenizer is None and isinstance(model, PlannedModel) and model.has_own_tokenizer:
             tokenizer = model.tokenizer()
-        files = tokenizer_files(tokenizer, self.models.words_folder(model), self._template())
+        files = tokenizer_files(tokenizer, self.models.tokenizer_folder(model), self._template())
         if self.vocabulary is not None:
-            generation = self._followed(self.vocabulary).generation(donor)
+            generation = self._vocabulary_settings(self.vocabulary).generation(donor)
             if generation is not None:
                 files = replace(files, made={**files.made, "generation_config.json": generation})
         return files
@@ -75,30 +75,30 @@ class Words:
         """The output's configuration with vocabulary size and token ids."""
         if self.vocabulary is None:
             return dict(config)
-        return self._followed(self.vocabulary).config(config)
+        return self._vocabulary_settings(self.vocabulary).config(config)
 
-    def _followed(self, vocabulary: VocabularyPlan) -> Followed:
+    def _vocabulary_settings(self, vocabulary: VocabularyPlan) -> VocabularySettings:
         """The settings that depend on the vocabulary."""
         source = vocabulary.source
-        return Followed(
+        return VocabularySettings(
             vocabulary,
             self.models.tokenizer(donor_reference(self.stage.document)),
             None if source is None else self.models.folder(source),
-            _rows(self.stage.donor, vocabulary.alignment.rows),
+            _rows_by_table(self.stage.donor, vocabulary.alignment.rows),
         )
 
     def _template(self) -> str | None:
         document = self.stage.document
         if document.chat_template is None:
             return None
-        templates = map(self.models.template, document.references())
-        return choose(document.chat_template, templates, self.folder)
+        templates = map(self.models.template, document.merged_models())
+        return choose_template(document.chat_template, templates, self.folder)
 
 
-def _rows(donor: Model, rows: int) -> dict[int, int]:
+def _rows_by_table(donor: Model, rows: int) -> dict[int, int]:
     """The output's number of rows by the donor's, for each table, the embedding first."""
     plain: Model = donor.model if isinstance(donor, RemappedModel) else donor
     main = plain.tokens.embedding or plain.tokens.head
-    names = [*([main] if main is not None else []), *plain.architecture.around]
+    names = [*([main] if main is not None else []), *plain.architecture.outside_layers]
     found = (table_rows(plain, name) for name in names if name in plain)
     return dict.fromkeys((number for number in found if number is not None), rows)

@@ -1,4 +1,4 @@
-"""Warnings about weights that are, or are not, divided by their sum."""
+"""Warns of weights that are divided by their sum, or are not, with a probably unintended effect."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from collections.abc import Sequence
 
 from mergeloom.methods.declare import Base, Method
 from mergeloom.planners.config.findings import Findings
-from mergeloom.planners.config.parameters import Entry, Level
+from mergeloom.planners.config.parameters import Level, ParameterEntry
 from mergeloom.planners.slices.slices import LayerSource
 
 
 def warn_of_weights(
     others: Sequence[LayerSource], method: Method, levels: Sequence[Level], findings: Findings
 ) -> None:
-    """Warn of a single weight that is divided by itself, of negative weights that a sum is divided
-    by, and of an average whose weights do not sum to one; ``others`` are the sources of a slice
-    beside its base."""
+    """Warn of a single weight that is divided by itself, of negative weights in a sum that weights
+    are divided by, and of an average whose weights do not sum to 1.
+
+    ``others`` are the sources of a slice other than its base.
+    """
     setting = next((each for each in method.settings if each.name == "normalize"), None)
-    written = [_entries(layers, "weight", levels) for layers in others]
+    written = [_source_entries(layers, "weight", levels) for layers in others]
     if setting is None or not all(written):
         return
-    normalize = next((found for found in (_at("normalize", each) for each in levels) if found), ())
+    normalize = next(
+        (found for found in (_level_entries("normalize", each) for each in levels) if found), ()
+    )
     normalizes = all(e.value is True for e in normalize) if normalize else setting.default
     weights = [entries[0].value if len(entries) == 1 else None for entries in written]
     constant = [float(each) for each in weights if isinstance(each, int | float)]
@@ -42,17 +46,21 @@ def warn_of_weights(
         )
 
 
-def _at(name: str, level: Level) -> Sequence[Entry]:
+def _level_entries(name: str, level: Level) -> Sequence[ParameterEntry]:
     return level.parameters.entries.get(name, ())
 
 
-def _entries(layers: LayerSource, name: str, levels: Sequence[Level]) -> Sequence[Entry]:
+def _source_entries(
+    layers: LayerSource, name: str, levels: Sequence[Level]
+) -> Sequence[ParameterEntry]:
     """The entries that set a parameter of a source: its own, or those of the first level."""
     own = () if layers.source is None else layers.source.parameters.entries.get(name, ())
-    return own or next((found for found in (_at(name, each) for each in levels) if found), ())
+    return own or next(
+        (found for found in (_level_entries(name, each) for each in levels) if found), ()
+    )
 
 
-def _warn_of_one(entries: Sequence[Entry], findings: Findings) -> None:
+def _warn_of_one(entries: Sequence[ParameterEntry], findings: Findings) -> None:
     values = [value for entry in entries for value in entry.values if value not in (0, 1)]
     if not values:
         return
@@ -67,7 +75,7 @@ def _warn_of_one(entries: Sequence[Entry], findings: Findings) -> None:
 
 
 def _warn_of_negative(
-    written: Sequence[Sequence[Entry]], constant: Sequence[float], findings: Findings
+    written: Sequence[Sequence[ParameterEntry]], constant: Sequence[float], findings: Findings
 ) -> None:
     """Warn of the first negative weight; ``constant`` are all weights, where each is one number
     and all are divided by one sum."""

@@ -1,4 +1,4 @@
-"""Documents that merge plain weights: like other merges, without layers and tokenizers."""
+"""Documents that merge plain weights: as for models, but without layers and tokenizers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mergeloom.planners.config.yaml_values import Value
 
 KEY = "tensors"
 
-_OF_MODELS = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
+_MODEL_KEYS = ("slices", "modules", "tokenizer", "tokenizer_source", "chat_template")
 """Keys that apply only to models with a configuration."""
 
 
-class Tensors(enum.Enum):
-    """The tensors of the output if inputs have different tensors."""
+class TensorSelection(enum.Enum):
+    """Which tensors the output has if those of the inputs differ."""
 
     SAME = "same"
     """All inputs must have the same tensors."""
     UNION = "union"
-    """Those of any input, each merged from the inputs that have it."""
+    """The tensors of all inputs, each merged from the inputs that have it."""
     INTERSECTION = "intersection"
-    """Those that all inputs have."""
+    """The tensors that all inputs have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +35,13 @@ class StateDictDocument(MergeDocument):
     """A merge of weight files."""
 
     planner: ClassVar[str] = KEY
-    tensors: Tensors
+    tensors: TensorSelection
 
 
 def read_state_dict_document(value: Value, findings: Findings) -> StateDictDocument | None:
     """The merge described by a document; see `read_document`."""
     keys = value.mapping("a configuration")
-    wrong = [key for key in _OF_MODELS if key in keys and keys[key].given]
+    wrong = [key for key in _MODEL_KEYS if key in keys and keys[key].has_value]
     for key in wrong:
         findings.error(
             keys[key].place,
@@ -51,7 +51,9 @@ def read_state_dict_document(value: Value, findings: Findings) -> StateDictDocum
     if wrong and "models" not in keys:
         return None
     document = read_document(value, findings)
-    tensors = findings.attempt(_tensors, keys[KEY]) if KEY in keys else Tensors.SAME
+    tensors = (
+        findings.attempt(_tensor_selection, keys[KEY]) if KEY in keys else TensorSelection.SAME
+    )
     if document is None or tensors is None:
         return None
     for block in document.blocks():
@@ -68,11 +70,11 @@ def read_state_dict_document(value: Value, findings: Findings) -> StateDictDocum
     return StateDictDocument(**given, tensors=tensors)
 
 
-def _tensors(value: Value) -> Tensors:
-    known = [each.value for each in Tensors]
+def _tensor_selection(value: Value) -> TensorSelection:
+    known = [each.value for each in TensorSelection]
     if value.content not in known:
         remedy = suggest(value.content, known) if isinstance(value.content, str) else ""
         raise value.error(
             f"'{KEY}' must be {', '.join(known[:-1])} or {known[-1]}, not {value.kind}", remedy
         )
-    return Tensors(value.content)
+    return TensorSelection(value.content)

@@ -24,11 +24,11 @@ from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.pipeline import differing_files, pipeline_files
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.outline import Outline, OutlinePart, OutlineSlice, OutlineSource
-from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, Planner, Planning
-from mergeloom.planners.recipe import Reason, Recipe
-from mergeloom.planners.slices.aligned import aligned_slice, warn_of_left_out_base
+from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, Planner, PlanningContext
+from mergeloom.planners.recipe import LeftOutReason, Recipe
 from mergeloom.planners.slices.document import donor_reference
-from mergeloom.planners.slices.doubts import check_required, slice_levels, warn_of_idle
+from mergeloom.planners.slices.slice_checks import check_required, slice_levels, warn_of_no_effect
+from mergeloom.planners.slices.slice_sources import build_slice, warn_of_left_out_base
 from mergeloom.planners.slices.slices import Slice, TensorSources
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
@@ -38,12 +38,12 @@ from mergeloom.planners.slices.tensor_plan import (
 from mergeloom.planners.state_dicts.document import (
     KEY,
     StateDictDocument,
-    Tensors,
+    TensorSelection,
     read_state_dict_document,
 )
 from mergeloom.planners.tensors import TensorPlan, build_tensors
 
-_LISTED = 4
+_MAX_LISTED = 4
 
 
 class StateDictPlanner(Planner[StateDictDocument]):
@@ -54,20 +54,20 @@ class StateDictPlanner(Planner[StateDictDocument]):
     def read(self, value: Value, findings: Findings) -> StateDictDocument | None:
         return read_state_dict_document(value, findings)
 
-    def plan(self, document: StateDictDocument, planning: Planning) -> Recipe:
+    def plan(self, document: StateDictDocument, planning: PlanningContext) -> Recipe:
         findings = planning.findings
-        for reference in document.references():
-            findings.attempt(_open, reference, document, planning.models, findings)
+        for reference in document.merged_models():
+            findings.attempt(_open_input, reference, document, planning.models, findings)
         findings.check()
         method = registry.get(document.merge_method)
-        part = _part(document, planning)
-        merged = _Merge(document, part, MergingRules(document, method, False))
+        part = _inputs_as_slice(document, planning)
+        merged = _WeightsMerge(document, part, MergingRules(document, method, False))
         built = build_tensors(merged.plans(), TensorBuilder(document, planning), findings)
         models = [source.model for source in part.sources]
         warn_of_idle_filters(
             document.blocks(), (name for model in models for name in model), findings
         )
-        metadata, notes = _metadata(planning.models.weights(donor_reference(document)))
+        metadata, notes = _metadata_and_notes(planning.models.weights(donor_reference(document)))
         stored = [m.checkpoint for m in models if isinstance(m, StoredModel)]
         stems = {name: stem for each in stored for name, stem in each.stems.items()}
         several = any(len(each.sources) > 1 for each in stored)
@@ -92,7 +92,7 @@ class StateDictPlanner(Planner[StateDictDocument]):
 
 
 @dataclass(frozen=True)
-class _Flat:
+class _Weights:
     """The inputs of a document, each as a tower without layers."""
 
     models: Models
@@ -105,7 +105,7 @@ class _Flat:
 
 
 @dataclass(frozen=True)
-class _Merge:
+class _WeightsMerge:
     """The tensors of one document's output."""
 
     document: StateDictDocument
@@ -120,17 +120,17 @@ class _Merge:
         """
         levels = slice_levels(self.part, self.document.modules[None], self.document)
         rules = SliceRules(self.part, self.rules, levels)
-        for name, positions in self._names().items():
+        for name, positions in self._positions_by_name().items():
             names = (name,) * len(positions)
             yield rules.plan(TensorSources(name, self.part, None, 0.0, tuple(positions), names))
 
-    def _names(self) -> Mapping[str, Sequence[int]]:
+    def _positions_by_name(self) -> Mapping[str, Sequence[int]]:
         """The inputs that have each tensor of the output."""
         found: dict[str, list[int]] = {}
         for position, source in enumerate(self.part.sources):
             for name in source.model:
                 found.setdefault(name, []).append(position)
-        if self.document.tensors is Tensors.UNION:
+        if self.document.tensors is TensorSelection.UNION:
             return found
         number = len(self.part.sources)
         common = {name: inputs for name, inputs in found.items() if len(inputs) == number}
@@ -143,19 +143,19 @@ class _Merge:
                 place=self.part.entry.place,
                 remedy="they are different networks, or were written by different programs",
             )
-        if self.document.tensors is Tensors.SAME and len(common) < len(found):
-            raise self._lacking({n: inputs for n, inputs in found.items() if n not in common})
+        if self.document.tensors is TensorSelection.SAME and len(common) < len(found):
+            raise self._missing_error({n: inputs for n, inputs in found.items() if n not in common})
         return common
 
-    def _lacking(self, names: Mapping[str, Sequence[int]]) -> CheckpointError:
+    def _missing_error(self, names: Mapping[str, Sequence[int]]) -> CheckpointError:
         models = [source.model.name for source in self.part.sources]
 
         def shown(name: str, inputs: Sequence[int]) -> str:
             lacking = [f"'{m}'" for i, m in enumerate(models) if i not in inputs]
             return f"'{name}' is not in {' and '.join(lacking)}"
 
-        texts = [shown(name, inputs) for name, inputs in list(names.items())[:_LISTED]]
-        more = f"; and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        texts = [shown(name, inputs) for name, inputs in list(names.items())[:_MAX_LISTED]]
+        more = f"; and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
         what = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
         return CheckpointError(
             f"{what} not in every input: {'; '.join(texts)}{more}",
@@ -165,13 +165,13 @@ class _Merge:
             code="missing-tensors",
         )
 
-    def left_out(self, model: str, tensor: str) -> Reason:
-        if self.document.tensors is Tensors.INTERSECTION:
+    def left_out(self, model: str, tensor: str) -> LeftOutReason:
+        if self.document.tensors is TensorSelection.INTERSECTION:
             return "another input lacks them ('tensors: intersection')", None
         return "the output does not use it", None
 
 
-def _open(
+def _open_input(
     reference: ModelReference, document: StateDictDocument, models: Models, findings: Findings
 ) -> None:
     """Open one input; errors get the place where the document names it."""
@@ -208,10 +208,10 @@ def _check_pipelines(
     donor: Folder | None,
     findings: Findings,
 ) -> None:
-    """Tell what settings of other pipelines the output does not get.
+    """Warn of settings of other pipelines that the output does not get.
 
     Raises:
-        ConfigError: codes are asked for.
+        ConfigError: the output is to be quantised.
     """
     if document.quantize is not None:
         raise document.quantize.place.error(
@@ -222,31 +222,31 @@ def _check_pipelines(
             findings.notes(differing_files(donor, each.folder), code="settings-differ")
 
 
-def _part(document: StateDictDocument, planning: Planning) -> Slice:
+def _inputs_as_slice(document: StateDictDocument, planning: PlanningContext) -> Slice:
     """All inputs as one slice without layers.
 
     Raises:
         ConfigError: the method cannot merge them, or lacks parameters.
     """
     models, findings = planning.models, planning.findings
-    method, module, flat = (
+    method, module, weights = (
         registry.get(document.merge_method),
         document.modules[None],
-        _Flat(models),
+        _Weights(models),
     )
     (entry,) = module.slices
     donor = models.weights(donor_reference(document))
-    tower = flat.tower(donor, Tower("default", "", (), (), ()))
-    part = aligned_slice(entry, 0, tower, module, document, method, flat)
+    tower = weights.tower(donor, Tower("default", "", (), (), ()))
+    part = build_slice(entry, 0, tower, module, document, method, weights)
     levels = slice_levels(part, module, document)
     check_required(part, method, levels, findings)
-    warn_of_idle(part, method, levels, findings)
-    warn_of_left_out_base(entry, module, document, method, flat, findings, "nothing")
+    warn_of_no_effect(part, method, levels, findings)
+    warn_of_left_out_base(entry, module, document, method, weights, findings, "nothing")
     findings.check()
     return part
 
 
-def _metadata(donor: Model) -> tuple[Mapping[str, str], list[str]]:
+def _metadata_and_notes(donor: Model) -> tuple[Mapping[str, str], list[str]]:
     """The metadata of the output: that of the base or first input without content digests; and
     notes about it."""
     own = donor.checkpoint.metadata if isinstance(donor, StoredModel) else {}
@@ -257,7 +257,7 @@ def _metadata(donor: Model) -> tuple[Mapping[str, str], list[str]]:
         notes.append(f"the metadata of '{donor.name}' is kept: {', '.join(sorted(kept))}")
     if dropped:
         notes.append(
-            f"without the digests in it, which no longer hold: {', '.join(sorted(dropped))}"
+            f"digests in it are left out, because weights change: {', '.join(sorted(dropped))}"
         )
     return {"format": "pt", **kept}, notes
 

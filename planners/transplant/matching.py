@@ -1,4 +1,4 @@
-"""Finds which tokens of a donor's tokenizer a model has too. Pure: reads no files.
+"""Finds the tokens of a donor's tokenizer that a model has too. Reads no files.
 
 donor's token          the model's                     why
 Ġthe                   Ġthe                            same spelling
@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.config.transplant import TransplantSettings
-from mergeloom.planners.vocabulary.alignment import MISSING, Alignment, Origin
-from mergeloom.planners.vocabulary.spelling import content, is_single_byte
+from mergeloom.planners.vocabulary.alignment import MISSING, Alignment, RowOriginKind
+from mergeloom.planners.vocabulary.spelling import is_single_byte, text_bytes
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -40,16 +40,16 @@ class Matches:
         return {**self.spelled, **self.bytes, **self.roles}
 
 
-def match(model: Tokenizer, donor: Tokenizer, rows: int, prefixes: bool) -> Matches:
-    """Match a donor's tokens to those of a model with ``rows`` rows; ``prefixes`` allows
-    prefixes."""
-    own = _by_content(model, rows)
+def match_tokens(model: Tokenizer, donor: Tokenizer, rows: int, prefixes: bool) -> Matches:
+    """Match a donor's tokens to those of a model with ``rows`` rows; with ``prefixes``, also to
+    tokens that they begin with."""
+    own = _rows_by_text(model, rows)
     spelled: dict[str, int] = {}
     same: dict[str, int] = {}
     left: list[str] = []
     for token in donor.ids:
         number = model.ids.get(token, rows)
-        if number < rows and _alike(token, model, donor):
+        if number < rows and _means_the_same(token, model, donor):
             spelled[token] = number
             continue
         meant = donor.text_of(token)
@@ -58,7 +58,7 @@ def match(model: Tokenizer, donor: Tokenizer, rows: int, prefixes: bool) -> Matc
             same[token] = found
         else:
             left.append(token)
-    roles = dict(_by_role(model, donor, rows, {*spelled, *same}))
+    roles = dict(_rows_by_role(model, donor, rows, {*spelled, *same}))
     longest: dict[str, int] = {}
     if prefixes:
         for token in left:
@@ -72,31 +72,31 @@ def match(model: Tokenizer, donor: Tokenizer, rows: int, prefixes: bool) -> Matc
     return Matches(spelled, same, roles, longest)
 
 
-def _alike(token: str, model: Tokenizer, donor: Tokenizer) -> bool:
+def _means_the_same(token: str, model: Tokenizer, donor: Tokenizer) -> bool:
     """Whether a token that both have means the same in both."""
     if token in model.added or token in donor.added or model.spelling == donor.spelling:
         return True
-    return content(token, model.spelling) == content(token, donor.spelling)
+    return text_bytes(token, model.spelling) == text_bytes(token, donor.spelling)
 
 
-def _by_content(model: Tokenizer, rows: int) -> dict[bytes, int]:
+def _rows_by_text(model: Tokenizer, rows: int) -> dict[bytes, int]:
     """Rows of tokens by their bytes of text; tokens spelled as bytes come last."""
     found: dict[bytes, int] = {}
-    late: list[tuple[bytes, int]] = []
+    byte_tokens: list[tuple[bytes, int]] = []
     for token, number in model.ids.items():
         key = model.text_of(token)
         if number >= rows or key is None:
             continue
         if is_single_byte(token, model.spelling):
-            late.append((key, number))
+            byte_tokens.append((key, number))
         else:
             found.setdefault(key, number)
-    for key, number in late:
+    for key, number in byte_tokens:
         found.setdefault(key, number)
     return found
 
 
-def _by_role(
+def _rows_by_role(
     model: Tokenizer, donor: Tokenizer, rows: int, known: set[str]
 ) -> Iterator[tuple[str, int]]:
     for role in ROLES:
@@ -109,28 +109,29 @@ def _by_role(
             yield theirs, number
 
 
-def with_special(
+def with_transplanted_rows(
     settings: TransplantSettings,
     alignment: Alignment,
     ids: Mapping[str, int],
     matches: Sequence[Matches],
 ) -> Alignment:
-    """An alignment with the rows that a model has by another name, and the computed rows."""
+    """The alignment with the rows that models have under other tokens, and with computed rows."""
     found = tuple(
-        _special(settings, alignment, ids, each, position) for position, each in enumerate(matches)
+        _origins_of_rows(settings, alignment, ids, each, position)
+        for position, each in enumerate(matches)
     )
     return replace(alignment, special=found)
 
 
-def _special(
+def _origins_of_rows(
     settings: TransplantSettings,
     alignment: Alignment,
     ids: Mapping[str, int],
     found: Matches,
     position: int,
-) -> dict[int, Origin]:
+) -> dict[int, RowOriginKind]:
     own = alignment.own[position]
-    kinds: dict[int, Origin] = {ids[token]: "bytes" for token in found.bytes}
+    kinds: dict[int, RowOriginKind] = {ids[token]: "bytes" for token in found.bytes}
     kinds.update((ids[token], "role") for token in found.roles)
     if settings.prefix in ("embed", "yes"):
         kinds.update((ids[token], "prefix") for token in found.prefixes)

@@ -1,15 +1,17 @@
-"""Splits tokens into tokens of another tokenizer, and weighs these pieces."""
+"""Splits tokens into tokens of another tokenizer, and computes the weights of these pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.planners.config.transplant import Subword
-from mergeloom.planners.vocabulary.tokenizer import Tokenizer, library_text
+from mergeloom.planners.config.transplant import SubwordWeights
+from mergeloom.planners.vocabulary.tokenizer import Tokenizer, tokenizer_json_text
 
 
-def cut(tokenizer: Tokenizer, texts: Mapping[int, bytes], rows: int) -> dict[int, tuple[int, ...]]:
+def split_tokens(
+    tokenizer: Tokenizer, texts: Mapping[int, bytes], rows: int
+) -> dict[int, tuple[int, ...]]:
     """The rows of the pieces of each text; empty if no piece has a row.
 
     Raises:
@@ -23,7 +25,7 @@ def cut(tokenizer: Tokenizer, texts: Mapping[int, bytes], rows: int) -> dict[int
             remedy="install it (pip install tokenizers), or choose another method than 'subword'",
         ) from error
     try:
-        library = Library.from_str(library_text(tokenizer.folder))
+        library = Library.from_str(tokenizer_json_text(tokenizer.folder))
     except Exception as error:  # whatever the library raises
         raise CheckpointError(
             f"the tokenizer in '{tokenizer.folder.name}' cannot be used: {_line(error)}",
@@ -38,7 +40,7 @@ def cut(tokenizer: Tokenizer, texts: Mapping[int, bytes], rows: int) -> dict[int
     }
 
 
-def weights(count: int, how: Subword, head: bool) -> Sequence[float]:
+def piece_weights(count: int, how: SubwordWeights, head: bool) -> Sequence[float]:
     """Coefficients of ``count`` pieces in an embedding, or in a ``head``.
 
     An embedding depends most on the last piece of a token, a head on the first.

@@ -1,6 +1,6 @@
-"""Aligns the vocabularies of several models: which row of which model each token gets.
+"""Aligns the vocabularies of several models: finds the row of each token in each model.
 
-Pure: reads no files or tensors. A *row map* has for each output row the row number in a model's
+Reads no files or tensors. A *row map* has for each output row the row number in a model's
 own table, or -1 if the model has none.
 
     own ids     out   row map of A   row map of B
@@ -31,14 +31,14 @@ class Vocabulary:
     rows: int
 
     @property
-    def beyond(self) -> list[str]:
+    def tokens_without_row(self) -> list[str]:
         """Tokens whose id has no row."""
         rows = self.rows
         return [token for token, number in self.ids.items() if number >= rows]
 
 
 @dataclass(frozen=True, slots=True)
-class NamedRow:
+class RowSetting:
     """The setting for the row of one token: (position of a model, row there), or ``None`` for
     zeros. ``force`` replaces the row of every model, not only of those that lack it.
     """
@@ -47,7 +47,9 @@ class NamedRow:
     force: bool = False
 
 
-Origin = Literal["own", "base", "only", "mean", "named", "zero", "bytes", "role", "prefix", "made"]
+RowOriginKind = Literal[
+    "own", "base", "only", "mean", "named", "zero", "bytes", "role", "prefix", "made"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class RowOrigin:
     ``rows`` are (position of a model, row there): one, several to average, or none.
     """
 
-    origin: Origin
+    origin: RowOriginKind
     rows: tuple[tuple[int, int], ...]
 
 
@@ -80,7 +82,7 @@ class RowPlan:
         length = len(next(iter(self.maps.values())))
         content = bytearray(length * count)
         for number, row_map in enumerate(self.maps.values()):
-            content[number::count] = _present(row_map)
+            content[number::count] = _presence(row_map)
         return bytes(content)
 
 
@@ -99,10 +101,10 @@ class Alignment:
     own: tuple[array[int], ...]
     sizes: tuple[int, ...]
     base: int | None
-    named: Mapping[int, NamedRow]
-    special: tuple[Mapping[int, Origin], ...] = ()
-    """For each model rows that are its own by another name, and those that are made for it: what a
-    transplant does."""
+    named: Mapping[int, RowSetting]
+    special: tuple[Mapping[int, RowOriginKind], ...] = ()
+    """In a transplant, the origins of a model's rows that are its own under another token, or are
+    computed for it; by model."""
 
     @staticmethod
     def of(
@@ -110,9 +112,10 @@ class Alignment:
         base: int | None,
         ids: Mapping[str, int],
         rows: int,
-        named: Mapping[str, NamedRow],
+        named: Mapping[str, RowSetting],
     ) -> Alignment:
-        """Align ``models`` to the output's tokens ``ids``; ``named`` says more of some of these."""
+        """Align ``models`` to the output's tokens ``ids``; ``named`` has settings for some of
+        them."""
         maps: dict[tuple[int, int], array[int]] = {}
         for model in models:
             key = id(model.ids), model.rows
@@ -129,15 +132,15 @@ class Alignment:
             {ids[token]: item for token, item in named.items()},
         )
 
-    def changes(self, position: int) -> bool:
+    def is_rearranged(self, position: int) -> bool:
         """Whether the tables of a model must be rearranged."""
         same = self.sizes[position] == self.rows and not self.padding
         forced = any(item.force for item in self.named.values())
         return forced or not same or self.own[position] != array("i", range(self.rows))
 
-    def lacking(self) -> list[int]:
+    def rows_without_source(self) -> list[int]:
         """Rows of tokens that no model has and no setting names."""
-        rows: Iterable[int] = self._tokens()
+        rows: Iterable[int] = self._rows_with_tokens()
         for own in self.own:
             rows = [row for row in rows if own[row] == MISSING]
         return [row for row in rows if row not in self.named]
@@ -171,14 +174,14 @@ class Alignment:
             self._plans[key] = self._plan(position, lenders)
         return self._plans[key]
 
-    def forget(self) -> None:
+    def drop_plans(self) -> None:
         """Drop cached plans, which take megabytes and can be computed again."""
         self._plans.clear()
 
-    def count(self, position: int, lenders: Sequence[int]) -> dict[str, int]:
+    def count_origins(self, position: int, lenders: Sequence[int]) -> dict[str, int]:
         """Number of rows by origin, padding as ``padding``."""
         counts: dict[str, int] = {"own": self.rows - self.own[position].count(MISSING)}
-        for row in self._changed(position):
+        for row in self._rows_to_replace(position):
             counts["own"] -= self.own[position][row] != MISSING
             origin = self.origin(position, row, lenders).origin
             counts[origin] = counts.get(origin, 0) + 1
@@ -200,7 +203,7 @@ class Alignment:
                     maps[model] = array("i", [MISSING]) * self.rows
                 maps[model][row] = number
 
-        rows = self._changed(position)
+        rows = self._rows_to_replace(position)
         if self.base in lenders and self.base is not None:  # the usual case, handled fast
             base, rest = self.own[self.base], []
             lent = array("i", [MISSING]) * self.rows
@@ -216,14 +219,14 @@ class Alignment:
             take(row, self.origin(position, row, lenders).rows)
         return RowPlan(maps, self.padding)
 
-    def _changed(self, position: int) -> list[int]:
+    def _rows_to_replace(self, position: int) -> list[int]:
         """Rows with a token that are not the model's own."""
         own = self.own[position]
         forced = {row for row, item in self.named.items() if item.force}
-        lacking = [row for row in self._tokens() if own[row] == MISSING]
+        lacking = [row for row in self._rows_with_tokens() if own[row] == MISSING]
         return sorted({*lacking, *forced})
 
-    def _tokens(self) -> Iterator[int]:
+    def _rows_with_tokens(self) -> Iterator[int]:
         filled = range(self.rows - self.padding)
         return (row for row in filled if row not in self.gaps) if self.gaps else iter(filled)
 
@@ -242,7 +245,7 @@ def _row_map(model: Vocabulary, ids: Mapping[str, int], rows: int) -> array[int]
     return result
 
 
-def _present(row_map: array[int]) -> bytes:
+def _presence(row_map: array[int]) -> bytes:
     """1 for each row that is present, else 0, by the sign bit."""
     highest = row_map.itemsize - 1 if sys.byteorder == "little" else 0
     return row_map.tobytes()[highest :: row_map.itemsize].translate(_IS_PRESENT)
@@ -251,8 +254,8 @@ def _present(row_map: array[int]) -> bytes:
 _IS_PRESENT = bytes(byte < 0x80 for byte in range(256))
 
 
-def union(first: Mapping[str, int], others: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """All tokens: those of ``first`` with their ids, then the others', in their order."""
+def united_ids(first: Mapping[str, int], others: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The ids of all tokens: those of ``first`` keep theirs, the others follow in their order."""
     result = dict(first)
     following = max(first.values(), default=-1) + 1
     for ids in others:
@@ -262,6 +265,6 @@ def union(first: Mapping[str, int], others: Sequence[Mapping[str, int]]) -> dict
     return result
 
 
-def padded(rows: int, multiple: int | None) -> int:
-    """The next multiple, or ``rows`` itself without one."""
+def round_up(rows: int, multiple: int | None) -> int:
+    """``rows`` rounded up to a multiple; unchanged if ``multiple`` is ``None``."""
     return rows if not multiple else -(-rows // multiple) * multiple

@@ -1,4 +1,4 @@
-"""Chat templates: reading those of models, choosing one, and the files to write.
+"""Reads the chat templates of models, chooses one, and makes the files for it.
 
 Templates are treated as text and never rendered.
 """
@@ -16,37 +16,37 @@ from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.vocabulary.builtin_templates import TEMPLATES
-from mergeloom.planners.vocabulary.tokenizer import SETTINGS
+from mergeloom.planners.vocabulary.tokenizer import SETTINGS_FILE
 from mergeloom.planners.vocabulary.tokens import read_content
 
-FILE = "chat_template.jinja"
-FOLDER = "additional_chat_templates"
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"
 """Folder of named templates, each in its own file."""
 
-_OLD_FILE = "chat_template.json"
+_OLD_TEMPLATE_FILE = "chat_template.json"
 
 
 def template_of(folder: Folder) -> str | None:
-    """The default chat template in ``folder``, ``None`` without one.
+    """The default chat template in ``folder``; ``None`` if there is none.
 
     Raises:
         CheckpointError: a file that may contain it is malformed.
     """
-    if folder.has(FILE):
-        return read_content(folder, FILE).decode("utf-8", "replace")
-    for name in (SETTINGS, _OLD_FILE):
+    if folder.has(TEMPLATE_FILE):
+        return read_content(folder, TEMPLATE_FILE).decode("utf-8", "replace")
+    for name in (SETTINGS_FILE, _OLD_TEMPLATE_FILE):
         if folder.has(name):
-            found = _default(read_object(folder, name).get("chat_template"))
+            found = _default_template(read_object(folder, name).get("chat_template"))
             if found is not None:
                 return found
     return None
 
 
-def choose(setting: Value, templates: Iterable[str | None], folder: Folder) -> str | None:
-    """The template that ``setting`` means.
+def choose_template(setting: Value, templates: Iterable[str | None], folder: Folder) -> str | None:
+    """The template that ``setting`` asks for.
 
-    For ``auto`` it is the most common of the models' ``templates`` (the first of several such);
-    else a built-in one by its name, a file of ``folder``, or the text itself.
+    For ``auto``, it is the most common of the models' ``templates``, or the first of several such.
+    Otherwise the setting is the name of a built-in template, a file of ``folder``, or the text.
 
     Raises:
         ConfigError: it is none of these.
@@ -78,30 +78,30 @@ def choose(setting: Value, templates: Iterable[str | None], folder: Folder) -> s
 def template_files(
     folder: Folder | None, made: Mapping[str, bytes | None], template: str
 ) -> dict[str, bytes | None]:
-    """The files that make ``template`` the default one of a tokenizer; named templates stay.
+    """The files that make ``template`` the default of a tokenizer; its named templates are kept.
 
-    ``folder`` has the tokenizer's files, ``made`` what is written instead of some.
+    ``folder`` has the tokenizer's files, ``made`` the contents written in place of some of them.
     """
     if folder is not None and template_of(folder) == template:
         return {}
     files: dict[str, bytes | None] = {}
     listed = False
-    for name in (SETTINGS, _OLD_FILE):
-        document = _document(folder, made, name)
+    for name in (SETTINGS_FILE, _OLD_TEMPLATE_FILE):
+        document = _settings_document(folder, made, name)
         if document is None or "chat_template" not in document:
             continue
         listed = listed or isinstance(document["chat_template"], list)
-        document["chat_template"] = _replaced(document["chat_template"], template)
+        document["chat_template"] = _with_default(document["chat_template"], template)
         files[name] = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode(
             "utf-8", "surrogatepass"
         )
-    # Beside a list in the settings such a file would hide the other templates of the list.
-    if not listed or (folder is not None and folder.has(FILE)):
-        files[FILE] = template.encode("utf-8", "replace")
+    # Next to a list in the settings, such a file would hide the other templates of the list.
+    if not listed or (folder is not None and folder.has(TEMPLATE_FILE)):
+        files[TEMPLATE_FILE] = template.encode("utf-8", "replace")
     return files
 
 
-def _document(
+def _settings_document(
     folder: Folder | None, made: Mapping[str, bytes | None], name: str
 ) -> dict[str, Any] | None:
     content = made.get(name)
@@ -113,8 +113,8 @@ def _document(
     return read_object(folder, name)
 
 
-def _default(found: object) -> str | None:
-    """The default one of what settings hold: a text, or a list of named ones."""
+def _default_template(found: object) -> str | None:
+    """The default template in the settings, which have one template or several named ones."""
     if isinstance(found, str):
         return found
     if isinstance(found, Mapping):
@@ -126,7 +126,7 @@ def _default(found: object) -> str | None:
     return None
 
 
-def _replaced(found: object, template: str) -> object:
+def _with_default(found: object, template: str) -> object:
     if isinstance(found, list):
         others = [
             item

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import Folder
-from mergeloom.planners.vocabulary.tokens import FILES, read_content, vocabulary
+from mergeloom.planners.vocabulary.tokens import FILES, read_content, read_vocabulary
 
 REMEDY = "write 'tokenizer: {source: union}' to merge rows by token"
 
 
-class Compared:
+class VocabularyCache:
     """Vocabularies of folders, cached by the contents of their files."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Compared:
             digest.update(f"{name} {len(content)} ".encode() + content)
         key = digest.digest()
         if key not in self._known:
-            self._known[key] = vocabulary(folder)
+            self._known[key] = read_vocabulary(folder)
         return self._known[key]
 
 
@@ -47,7 +47,7 @@ def comparison_warnings(
 
     ``donor`` is the folder from which the output's tokenizer is copied.
     """
-    compared = Compared()
+    compared = VocabularyCache()
     found: dict[str, Mapping[str, int]] = {}
     seen: set[str] = set()
     for name, folder, rows in models:
@@ -66,8 +66,8 @@ def comparison_warnings(
         if beyond:
             first = min(beyond, key=ids.__getitem__)
             yield (
-                f"{_tokens(len(beyond))} of '{name}' {_have(beyond)} no row in its embedding, "
-                f"which has {rows} rows: the id of {_shown(first)} is {ids[first]}"
+                f"{_tokens_text(len(beyond))} of '{name}' {_have(beyond)} no row in its embedding, "
+                f"which has {rows} rows: the id of {_token_text(first)} is {ids[first]}"
             )
     whose = next((name for name, folder, _ in models if folder is donor), None)
     if whose is not None and whose not in found and found:
@@ -78,23 +78,23 @@ def comparison_warnings(
         )
     names = list(found)
     for other in names[1:]:
-        yield from _difference(names[0], found[names[0]], other, found[other])
+        yield from _difference_warnings(names[0], found[names[0]], other, found[other])
 
 
-def _difference(
+def _difference_warnings(
     first: str, ids: Mapping[str, int], other: str, others: Mapping[str, int]
 ) -> Iterator[str]:
     if ids is others or ids == others:
         return
     tokens = {number: token for token, number in ids.items()}
     theirs = {number: token for token, number in others.items()}
-    clash = sorted(n for n, token in tokens.items() if n in theirs and theirs[n] != token)
-    if clash:
-        number = clash[0]
+    differing = sorted(n for n, token in tokens.items() if n in theirs and theirs[n] != token)
+    if differing:
+        number = differing[0]
         yield (
-            f"{_ids(len(clash))} different tokens in '{first}' and '{other}' "
-            f"({number} is {_shown(tokens[number])} and {_shown(theirs[number])}), but rows are "
-            f"merged by id: {REMEDY}"
+            f"{_ids_text(len(differing))} different tokens in '{first}' and '{other}' "
+            f"({number} is {_token_text(tokens[number])} and {_token_text(theirs[number])}), but "
+            f"rows are merged by id: {REMEDY}"
         )
         return
     for one, its, another, not_its in (
@@ -104,16 +104,17 @@ def _difference(
         more = sorted(its.keys() - not_its.keys())
         if more:
             yield (
-                f"'{one}' has {_tokens(len(more))} that '{another}' lacks ({_shown(its[more[0]])}, "
+                f"'{one}' has {_tokens_text(len(more))} that '{another}' lacks "
+                f"({_token_text(its[more[0]])}, "
                 f"id {more[0]}), so their rows are merged with unused rows: {REMEDY}"
             )
 
 
-def _tokens(count: int) -> str:
+def _tokens_text(count: int) -> str:
     return "1 token" if count == 1 else f"{count} tokens"
 
 
-def _ids(count: int) -> str:
+def _ids_text(count: int) -> str:
     return "1 id means" if count == 1 else f"{count} ids mean"
 
 
@@ -121,6 +122,6 @@ def _have(tokens: Sequence[str]) -> str:
     return "has" if len(tokens) == 1 else "have"
 
 
-def _shown(token: str) -> str:
+def _token_text(token: str) -> str:
     shown = repr(token)
     return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,7 +1,7 @@
-"""Tokenizers of older files, which transformers converts: which ones, and what it needs for that.
+"""Converts tokenizers in older files with transformers, and names packages that it needs.
 
-transformers says of a sentencepiece model that tiktoken is missing, and the like; so the formats
-are told apart here, by a file's first bytes.
+The format of a file is recognised here, by its first bytes, because the errors of transformers may
+name the wrong package (tiktoken for a sentencepiece model).
 """
 
 from __future__ import annotations
@@ -18,56 +18,56 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.folder import Folder, local_copy
 from mergeloom.planners.vocabulary.tokens import MAX_BYTES, read_content
 
-_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
-_PLAIN = ("vocab.json", "vocab.txt")
+_MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model")
+_TOKEN_LISTS = ("vocab.json", "vocab.txt")
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 _REMEDY = "or save it as tokenizer.json once (AutoTokenizer's save_pretrained does)"
 
 
 @dataclass(frozen=True, slots=True)
-class _Older:
-    """A file of an older format: what it is, the packages without which it cannot be read (names to
-    import and to install), and whether only code that comes with the model can read it."""
+class _OlderFile:
+    """A tokenizer file in an older format, and the packages needed to read it: names to import and
+    to install. With ``needs_own_code``, only code in the model's repository can read it."""
 
     name: str
     what: str
     packages: tuple[tuple[str, str], ...] = ()
-    own_code: bool = False
+    needs_own_code: bool = False
 
 
 def has_older_files(folder: Folder) -> bool:
-    """Whether there is a tokenizer, of whatever format."""
-    return _older(folder) is not None
+    """Whether ``folder`` has a tokenizer in an older format."""
+    return _older_file(folder) is not None
 
 
-def converted(folder: Folder) -> str | None:
-    """What transformers makes of a folder's older files, as the text of a ``tokenizer.json``;
-    ``None`` if there are none.
+def convert_older_files(folder: Folder) -> str | None:
+    """A folder's older files converted to the text of a ``tokenizer.json``; ``None`` if there are
+    none.
 
     Raises:
-        CheckpointError: packages are missing for that, or it cannot be done.
+        CheckpointError: a package is missing, or they cannot be converted.
     """
-    older = _older(folder)
+    older = _older_file(folder)
     if older is None:
         return None
     what = f"'{folder.name}' has no tokenizer.json, and its {older.name} is {older.what}"
-    if older.own_code:
+    if older.needs_own_code:
         raise CheckpointError(
             f"{what}, which only code from the model can read, and that is never run",
             remedy=_REMEDY.removeprefix("or "),
         )
     needed = (("transformers", "transformers"), *older.packages)
-    lacking = [package for name, package in needed if not _is_there(name)]
-    if lacking:
+    missing = [package for name, package in needed if not _is_there(name)]
+    if missing:
         raise CheckpointError(
             f"{what}, which transformers converts"
             + (f" by {' and '.join(p for _, p in older.packages)}" if older.packages else ""),
-            remedy=f"install what is missing (pip install {' '.join(lacking)}), {_REMEDY}",
+            remedy=f"install what is missing (pip install {' '.join(missing)}), {_REMEDY}",
         )
     try:
-        with _quiet(), local_copy(folder, MAX_BYTES) as directory:
-            text = _by_transformers(directory)
-    except Exception as error:  # whatever its libraries raise
+        with _silenced(), local_copy(folder, MAX_BYTES) as directory:
+            text = _convert(directory)
+    except Exception as error:  # its libraries raise many types
         lines = str(error).strip().splitlines()
         reason = (lines[0] if lines else type(error).__name__)[:200].rstrip(".: ")
         raise CheckpointError(
@@ -77,56 +77,56 @@ def converted(folder: Folder) -> str | None:
     return text
 
 
-def _by_transformers(directory: str) -> str:
+def _convert(directory: str) -> str:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    made: Any
+    tokenizer: Any
     try:
-        made = AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
-    except Exception:  # of whatever kind: the plain reading follows, and its error is told
-        made = None
-    if not hasattr(made, "backend_tokenizer"):  # of another library, or of no class that is known
-        made = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
-    text: str = made.backend_tokenizer.to_str()
+    except Exception:  # of any type: if the next attempt fails too, its error is reported
+        tokenizer = None
+    if not hasattr(tokenizer, "backend_tokenizer"):  # of another library, or of an unknown class
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    text: str = tokenizer.backend_tokenizer.to_str()
     return text
 
 
-def _older(folder: Folder) -> _Older | None:
+def _older_file(folder: Folder) -> _OlderFile | None:
     if folder.has("tekken.json"):
         packages = (("mistral_common", "mistral-common"),)
-        return _Older("tekken.json", "a tekken tokenizer of Mistral", packages)
-    for name in _PIECES:
+        return _OlderFile("tekken.json", "a tekken tokenizer of Mistral", packages)
+    for name in _MODEL_FILES:
         if folder.has(name):
-            return _of_pieces(name, read_content(folder, name))
+            return _model_file(name, read_content(folder, name))
     found = next((name for name in folder.names() if name.endswith(".tiktoken")), None)
     if found is not None:
-        return _Older(found, "a tiktoken file", own_code=True)
-    for name in _PLAIN:
+        return _OlderFile(found, "a tiktoken file", needs_own_code=True)
+    for name in _TOKEN_LISTS:
         if folder.has(name):
-            return _Older(name, "a list of tokens without rules")
+            return _OlderFile(name, "a list of tokens without rules")
     return None
 
 
-def _of_pieces(name: str, content: bytes) -> _Older:
+def _model_file(name: str, content: bytes) -> _OlderFile:
     if _TIKTOKEN.match(content):
-        return _Older(name, "a tiktoken file", (("tiktoken", "tiktoken"),))
+        return _OlderFile(name, "a tiktoken file", (("tiktoken", "tiktoken"),))
     packages = (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf"))
-    return _Older(name, "a sentencepiece model", packages)
+    return _OlderFile(name, "a sentencepiece model", packages)
 
 
 def _is_there(name: str) -> bool:
     try:
         return find_spec(name) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence warnings of transformers that do not matter here."""
-    # The first time, it sets its level: when asked, and not only when imported.
+def _silenced() -> Iterator[None]:
+    """Suppress warnings of transformers, which do not matter here."""
+    # Its first call sets the level of the logger, so it comes before the change.
     from transformers.utils import logging as own
 
     own.get_logger()

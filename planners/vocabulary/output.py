@@ -1,4 +1,4 @@
-"""What an output takes over of its tokenizer: files, and numbers in its configurations."""
+"""The output's tokenizer files, and the numbers in its configuration that depend on them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.small_files import read_object
+from mergeloom.planners.vocabulary.changed_files import changed_files
 from mergeloom.planners.vocabulary.chat_template import template_files
-from mergeloom.planners.vocabulary.decide import VocabularyPlan
+from mergeloom.planners.vocabulary.plan import VocabularyPlan
 from mergeloom.planners.vocabulary.sizes import with_sizes
 from mergeloom.planners.vocabulary.token_ids import with_token_ids
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
-from mergeloom.planners.vocabulary.written import changed_files
 
-GENERATION = "generation_config.json"
+GENERATION_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizerFiles:
-    """Where the tokenizer's files are taken over from, and contents that are written instead of
-    some; ``None`` for what is left out."""
+    """The folder that tokenizer files are copied from, and the contents written in place of some of
+    them; ``None`` for files that are left out."""
 
     folder: Folder | None
     made: Mapping[str, bytes | None] = field(default_factory=dict)
@@ -32,10 +32,10 @@ class TokenizerFiles:
 def tokenizer_files(
     tokenizer: Tokenizer | None, donor: Folder | None, template: str | None
 ) -> TokenizerFiles:
-    """Files of the output's ``tokenizer``; that of the ``donor``, as it is, if it is ``None``.
+    """The files of the output's ``tokenizer``; if that is ``None``, the ``donor``'s files.
 
     Raises:
-        CheckpointError: they cannot be understood.
+        CheckpointError: a file is malformed.
     """
     folder = donor if tokenizer is None else tokenizer.folder
     made: dict[str, bytes | None] = {}
@@ -48,11 +48,12 @@ def tokenizer_files(
 
 
 @dataclass(frozen=True, eq=False)
-class Followed:
-    """How configurations follow a vocabulary.
+class VocabularySettings:
+    """Rewrites settings that depend on the vocabulary: its size, and token ids.
 
-    ``rows`` gives numbers of rows of the output by those of the donor, ``donor`` is its tokenizer.
-    ``source`` is the folder of the model that the tokenizer is from, where that is another one.
+    ``rows`` maps numbers of rows of the donor to those of the output; ``donor`` is the donor's
+    tokenizer. ``source`` is the folder of the model that the tokenizer is from, if that is not the
+    donor.
     """
 
     vocabulary: VocabularyPlan
@@ -61,28 +62,28 @@ class Followed:
     rows: Mapping[int, int]
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The output's ``config.json``, of the donor's."""
-        return with_sizes(self._ids(config, "config.json"), self.rows)
+        """The output's ``config.json``, from the donor's."""
+        return with_sizes(self._with_new_ids(config, "config.json"), self.rows)
 
     def generation(self, folder: Folder | None) -> bytes | None:
         """The output's ``generation_config.json``, if it differs from the one in ``folder``."""
-        if folder is None or not folder.has(GENERATION):
+        if folder is None or not folder.has(GENERATION_FILE):
             return None
-        before = read_object(folder, GENERATION)
-        after = self._ids(before, GENERATION)
+        before = read_object(folder, GENERATION_FILE)
+        after = self._with_new_ids(before, GENERATION_FILE)
         return None if after == before else (json.dumps(after, indent=2) + "\n").encode()
 
-    def _ids(self, config: Mapping[str, Any], name: str) -> dict[str, Any]:
-        twin = None
+    def _with_new_ids(self, config: Mapping[str, Any], name: str) -> dict[str, Any]:
+        counterpart = None
         if self.source is not None and self.source.has(name):
-            twin = read_object(self.source, name)
+            counterpart = read_object(self.source, name)
         ids = self.vocabulary.tokenizer.ids
         tokens = {} if self.donor is None else {n: token for token, n in self.donor.ids.items()}
 
-        def moved(number: int) -> int | None:
+        def new_id(number: int) -> int | None:
             token = tokens.get(number)
-            if token is None:  # no token of the donor's: it never meant any
+            if token is None:  # it is not the id of a token
                 return number
             return ids.get(token)
 
-        return with_token_ids(config, twin, moved)
+        return with_token_ids(config, counterpart, new_id)

@@ -1,4 +1,4 @@
-"""Spelling of tokens: which bytes of text a token represents."""
+"""The spelling of tokens: the bytes of text that a token represents."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from functools import cache
 from typing import Any, Literal
 
 Spelling = Literal["bytes", "pieces", "words", "plain"]
-"""A character for each byte (GPT-2's alphabet); spaces as ▁ (sentencepiece), bytes as <0x0A>; words
-whose later pieces begin with ## (WordPiece); or as it is."""
+"""The way tokens are written: ``bytes``, one character for each byte (GPT-2's alphabet);
+``pieces``, with ▁ for a space and <0x0A> for a byte (sentencepiece); ``words``, whose later pieces
+begin with ## (WordPiece); or ``plain`` text."""
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_CONTINUED = "##"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_CONTINUATION = "##"
 
 
 def spelling_of(document: Mapping[str, Any]) -> Spelling:
@@ -31,38 +32,41 @@ def spelling_of(document: Mapping[str, Any]) -> Spelling:
     return "plain"
 
 
-def content(token: str, spelling: Spelling) -> bytes:
+def text_bytes(token: str, spelling: Spelling) -> bytes:
     """The bytes of text of an ordinary token; a word begins with a space."""
     if spelling == "bytes":
         alphabet = _alphabet()
         try:
             return bytes(alphabet[character] for character in token)
         except KeyError:
-            return _encoded(token)
+            return _as_bytes(token)
     if spelling == "pieces":
-        found = _BYTE.fullmatch(token)
-        return bytes([int(found[1], 16)]) if found else _encoded(token.replace("▁", " "))
+        found = _BYTE_TOKEN.fullmatch(token)
+        return bytes([int(found[1], 16)]) if found else _as_bytes(token.replace("▁", " "))
     if spelling == "words":
-        continued = token.startswith(_CONTINUED) and token != _CONTINUED
-        return _encoded(token[len(_CONTINUED) :] if continued else f" {token}")
-    return _encoded(token)
+        continued = token.startswith(_CONTINUATION) and token != _CONTINUATION
+        return _as_bytes(token[len(_CONTINUATION) :] if continued else f" {token}")
+    return _as_bytes(token)
 
 
 def is_single_byte(token: str, spelling: Spelling) -> bool:
-    """Whether a token is spelled by the number of its byte."""
-    return spelling == "pieces" and _BYTE.fullmatch(token) is not None
+    """Whether a token is written as the number of a byte."""
+    return spelling == "pieces" and _BYTE_TOKEN.fullmatch(token) is not None
 
 
-def _encoded(text: str) -> bytes:
+def _as_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
 @cache
 def _alphabet() -> dict[str, int]:
-    """Bytes by the characters that stand for them: printable ones of Latin-1 for themselves, the
-    others, in their order, for those from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + number): byte for number, byte in enumerate(others)
-    }
+    """Bytes by the characters that stand for them."""
+    return {character: byte for byte, character in enumerate(byte_characters())}
+
+
+def byte_characters() -> list[str]:
+    """The character that stands for each byte in GPT-2's alphabet: the one with its number if that
+    is printable in Latin-1, otherwise the next one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.vocabulary.alignment import Alignment
-from mergeloom.planners.vocabulary.decide import VocabularyPlan
+from mergeloom.planners.vocabulary.plan import VocabularyPlan
 
 ORIGINS: Mapping[str, str] = {
     "own": "its own",
@@ -21,13 +21,13 @@ ORIGINS: Mapping[str, str] = {
     "zero": "zeros",
     "padding": "padding, the mean of all others",
 }
-"""Names of the kinds of rows."""
+"""The origins of rows, in words."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRows:
-    """The embedding of one model: ``rows`` that it has, ``unused`` of them that no token of the
-    output takes, and the number of the output's rows by where they come from."""
+    """The embedding of one model: its number of ``rows``, how many of them are ``unused`` by the
+    output, and the number of the output's rows by origin."""
 
     model: str
     rows: int
@@ -37,8 +37,8 @@ class ModelRows:
 
 @dataclass(frozen=True, slots=True)
 class TokenOrigin:
-    """Where the row of a token comes from in one model's table: its origin, and the rows of models
-    that it is made of."""
+    """The origin of a token's row in one model's table, and the rows (model, number) that it is
+    copied from or the mean of."""
 
     model: str
     origin: str
@@ -47,8 +47,8 @@ class TokenOrigin:
 
 @dataclass(frozen=True, eq=False)
 class VocabularySummary:
-    """The output's vocabulary: number of tokens, how many of them are ``added`` to the tokenizer of
-    ``source`` and ``removed`` from it, rows of its tables, and of each model's."""
+    """The output's vocabulary: the number of tokens, how many are ``added`` to the tokenizer of
+    ``source`` and ``removed`` from it, the number of rows, and the rows of each model."""
 
     source: str
     tokens: int
@@ -72,15 +72,17 @@ class VocabularySummary:
 
 def summarise(plan: VocabularyPlan) -> VocabularySummary:
     """The summary of ``plan``; the tokens themselves are in the output's tokenizer."""
-    plan.alignment.forget()
+    plan.alignment.drop_plans()
     alignment, changes = plan.alignment, plan.tokenizer.changes
     everyone = range(len(plan.names))
     models = tuple(
-        ModelRows(name, size, _unused(alignment, position), alignment.count(position, everyone))
+        ModelRows(
+            name, size, _unused(alignment, position), alignment.count_origins(position, everyone)
+        )
         for position, (name, size) in enumerate(zip(plan.names, alignment.sizes, strict=True))
     )
     ordinary = sum(1 for token in changes.ordinary if token not in changes.added)
-    new = sum(1 for item in changes.added.values() if item.apart)
+    new = sum(1 for item in changes.added.values() if item.is_extra)
     source = plan.names[alignment.base or 0] if plan.source is None else str(plan.source)
     return VocabularySummary(
         source, plan.tokens, ordinary + new, len(changes.removed), alignment.rows, models, alignment

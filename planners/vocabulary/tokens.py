@@ -1,4 +1,4 @@
-"""The tokens of a tokenizer, from its files alone, with no tokenizer library."""
+"""Reads the tokens of a tokenizer from its files, without a tokenizer library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.small_files import read_object
 
 MAX_BYTES = 64 << 20
-"""Of a file of tokens."""
+"""Maximum size of a tokenizer file."""
 
 FILES = (
     "tokenizer.json",
@@ -21,19 +21,19 @@ FILES = (
     "vocab.txt",
     "tokenizer.model",
 )
-_BASES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
 """Files with a vocabulary, by precedence."""
 
 _DECIMAL = re.compile("[0-9]{1,9}")
 
 
-def vocabulary(folder: Folder) -> dict[str, int] | None:
-    """Numbers by tokens, added tokens included; ``None`` where no file tells.
+def read_vocabulary(folder: Folder) -> dict[str, int] | None:
+    """The ids of all tokens, including added ones; ``None`` if there is no file with a vocabulary.
 
     Raises:
-        CheckpointError: a file is there and cannot be understood.
+        CheckpointError: a file is malformed.
     """
-    found = _base(folder)
+    found = _read_base(folder)
     if found is None:
         return None
     added, settings = "added_tokens.json", "tokenizer_config.json"
@@ -46,18 +46,18 @@ def vocabulary(folder: Folder) -> dict[str, int] | None:
         later = read_object(folder, settings).get("added_tokens_decoder")
         for number, token in (later if isinstance(later, dict) else {}).items():
             if not isinstance(token, Mapping) or not _DECIMAL.fullmatch(number):
-                raise unclear(where)
+                raise unknown_format_error(where)
             found[_text(token.get("content"), where)] = int(number)
     return found
 
 
-def _base(folder: Folder) -> dict[str, int] | None:
-    name = next((each for each in _BASES if folder.has(each)), None)
+def _read_base(folder: Folder) -> dict[str, int] | None:
+    name = next((each for each in _VOCABULARY_FILES if folder.has(each)), None)
     if name is None:
         return None
     where = f"{folder.name}/{name}"
     if name == "tokenizer.json":
-        return dict(_of_library(read_object(folder, name), where))
+        return dict(_tokenizer_json_tokens(read_object(folder, name), where))
     if name == "vocab.json":
         items = read_object(folder, name).items()
         return {token: _number(number, where) for token, number in items}
@@ -65,10 +65,10 @@ def _base(folder: Folder) -> dict[str, int] | None:
     if name == "vocab.txt":
         words = content.decode("utf-8", "replace").splitlines()
         return {word: number for number, word in enumerate(words)}
-    return {piece: number for number, piece in enumerate(_pieces(content, where))}
+    return {piece: number for number, piece in enumerate(_sentencepiece_pieces(content, where))}
 
 
-def _of_library(document: Mapping[str, Any], path: str) -> Iterator[tuple[str, int]]:
+def _tokenizer_json_tokens(document: Mapping[str, Any], path: str) -> Iterator[tuple[str, int]]:
     """Tokens of a ``tokenizer.json``."""
     model = document.get("model")
     found = model.get("vocab") if isinstance(model, Mapping) else None
@@ -91,20 +91,20 @@ def added_entries(document: Mapping[str, Any], path: str) -> list[dict[str, Any]
     found = document.get("added_tokens")
     entries = [] if found is None else found
     if not isinstance(entries, list) or not all(isinstance(item, dict) for item in entries):
-        raise unclear(path)
+        raise unknown_format_error(path)
     return entries
 
 
-def _pieces(content: bytes, path: str) -> Iterator[str]:
+def _sentencepiece_pieces(content: bytes, path: str) -> Iterator[str]:
     """Pieces of a sentencepiece model: field 1 of its message, in which field 1 is the text."""
-    for number, piece in _fields(content, path):
+    for number, piece in _message_fields(content, path):
         if number == 1:
-            texts = (text for inner, text in _fields(piece, path) if inner == 1)
+            texts = (text for inner, text in _message_fields(piece, path) if inner == 1)
             yield next(texts, b"").decode("utf-8", "replace")
 
 
-def _fields(message: bytes, path: str) -> Iterator[tuple[int, bytes]]:
-    """Numbered fields of a protocol buffer message; the bytes of those that have a length."""
+def _message_fields(message: bytes, path: str) -> Iterator[tuple[int, bytes]]:
+    """The fields of a protocol buffer message that have a length: their numbers and bytes."""
     place = 0
     while place < len(message):
         tag, place = _varint(message, place, path)
@@ -115,9 +115,9 @@ def _fields(message: bytes, path: str) -> Iterator[tuple[int, bytes]]:
         elif kind == 2:
             length, place = _varint(message, place, path)
         elif not length:
-            raise unclear(path)
+            raise unknown_format_error(path)
         if place + length > len(message):
-            raise unclear(path)
+            raise unknown_format_error(path)
         if kind == 2:
             yield tag >> 3, message[place : place + length]
         place += length
@@ -131,7 +131,7 @@ def _varint(message: bytes, place: int, path: str) -> tuple[int, int]:
         place, shift = place + 1, shift + 7
         if byte < 0x80:
             return value, place
-    raise unclear(path)
+    raise unknown_format_error(path)
 
 
 def read_content(folder: Folder, name: str) -> bytes:
@@ -145,16 +145,16 @@ def read_content(folder: Folder, name: str) -> bytes:
 
 def _number(value: object, path: str) -> int:
     if type(value) is not int or value < 0:
-        raise unclear(path)
+        raise unknown_format_error(path)
     return value
 
 
 def _text(value: object, path: str) -> str:
     if not isinstance(value, str):
-        raise unclear(path)
+        raise unknown_format_error(path)
     return value
 
 
-def unclear(path: str) -> CheckpointError:
+def unknown_format_error(path: str) -> CheckpointError:
     """An error about a malformed tokenizer file."""
     return CheckpointError(f"'{path}' is not a tokenizer file of a known format")

@@ -38,13 +38,15 @@ def _header(folder: Path) -> Callable[[bytes], object]:
     found.
     """
     from mergeloom.engine.storage.safetensors import parse_header
-    from mergeloom.planners.models.architecture import infer
+    from mergeloom.planners.models.architecture import infer_architecture
 
     def attempt(case: bytes) -> None:
         digits, content = case[:8], case[8:]
         size = int(digits) if digits.isdigit() else 0
         entries, _ = parse_header(content, 8 + len(content) + size, "model.safetensors")
-        infer({name: entry.shape for name, entry in entries.items()}, {"num_hidden_layers": 2})
+        infer_architecture(
+            {name: entry.shape for name, entry in entries.items()}, {"num_hidden_layers": 2}
+        )
 
     return attempt
 
@@ -341,7 +343,11 @@ def _codes(folder: Path) -> Callable[[bytes], object]:
     from mergeloom.engine.base.dtypes import BY_CODE
     from mergeloom.engine.graph.stored_tensor import StoredTensor
     from mergeloom.engine.storage.memory_source import MemorySource
-    from mergeloom.planners.models.coded import decode, hints_of, not_understood
+    from mergeloom.planners.models.quantised_weights import (
+        find_quantised,
+        quantisation_hints,
+        unsupported_method,
+    )
 
     def attempt(case: bytes) -> None:
         try:
@@ -357,8 +363,8 @@ def _codes(folder: Path) -> Callable[[bytes], object]:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return
         if isinstance(config, dict):
-            not_understood(config)
-            decode(found, "codes", hints_of(config))
+            unsupported_method(config)
+            find_quantised(found, "codes", quantisation_hints(config))
 
     return attempt
 

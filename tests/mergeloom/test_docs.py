@@ -18,7 +18,7 @@ from mergeloom import cleaning
 from mergeloom.cli import COMMANDS, app
 from mergeloom.engine.storage.files import FileSource
 from mergeloom.mergekit_flags import MERGEKIT_COMMANDS
-from mergeloom.planners.config.keys import LEVELS
+from mergeloom.planners.config.keys import MAPPING_KINDS
 from mergeloom.planners.config.load import parse_config
 from scripts.fixtures.tokenizer_files import tokenizer_files
 from tests.mergeloom.gallery import said_by
@@ -179,7 +179,7 @@ def test_every_key_is_in_the_reference() -> None:
         (ROOT / "docs" / f"{name}.md").read_text("utf-8")
         for name in ("configuration", "adapters", "checkpoints")
     )
-    known = {key for level in LEVELS for key in level.keys}
+    known = {key for level in MAPPING_KINDS for key in level.keys}
     assert {key for key in known if not re.search(rf"\b{key}\b", text)} == set()
 
 

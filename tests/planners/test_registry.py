@@ -17,18 +17,18 @@ from mergeloom.engine.graph.kernel import Copy
 from mergeloom.planners import registry
 from mergeloom.planners.config.config import Document
 from mergeloom.planners.config.findings import Findings
-from mergeloom.planners.config.keys import Fields, Level
-from mergeloom.planners.config.load import config_from
+from mergeloom.planners.config.keys import Fields, MappingKind
+from mergeloom.planners.config.load import config_from_data
 from mergeloom.planners.config.model_reference import ModelReference, read_reference
 from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.models.model import OutputTensor, PlannedModel
 from mergeloom.planners.outline import Outline, OutlinePart, OutlineSlice, OutlineSource
-from mergeloom.planners.planner import Planner, Planning
+from mergeloom.planners.planner import Planner, PlanningContext
 from mergeloom.planners.recipe import Recipe
 from mergeloom.planners.tensors import Contribution, TensorPlan
 from tests.planners.support import llama, load_tensors
 
-LEVEL = Level("a pick", "at the top level", frozenset({"pick", "with", "name"}))
+LEVEL = MappingKind("a pick", "at the top level", frozenset({"pick", "with", "name"}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class PickDocument(Document):
     model: ModelReference
     letters: str
 
-    def mentioned(self) -> list[ModelReference]:
+    def named_models(self) -> list[ModelReference]:
         return [self.model]
 
 
@@ -55,7 +55,7 @@ class PickPlanner(Planner[PickDocument]):
             letters=fields.require("with", "write letters of tensors' names").text("'with'"),
         )
 
-    def plan(self, document: PickDocument, planning: Planning) -> Recipe:
+    def plan(self, document: PickDocument, planning: PlanningContext) -> Recipe:
         model = planning.models.get(document.model)
         names = [name for name in model if document.letters in name]
         if not names:
@@ -130,7 +130,7 @@ def test_documents_of_several_planners_make_one_output(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("pick")
 def test_errors_of_a_registered_planner_have_places(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'with' is missing: write letters of tensors' names"):
-        config_from({"pick": "a"})
+        config_from_data({"pick": "a"})
     llama(tmp_path / "a")
     with pytest.raises(ConfigError, match=r"no tensor of '.*' has 'zz' in its name"):
         mergeloom.plan({"pick": str(tmp_path / "a"), "with": "zz"})
@@ -153,9 +153,9 @@ def test_a_key_has_one_planner() -> None:
 
 def test_packages_offer_planners_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     points = (
-        EntryPoint("pick", f"{__name__}:PickPlanner", registry.GROUP),
-        EntryPoint("broken", "no_such_module:P", registry.GROUP),
-        EntryPoint("models", f"{__name__}:PickPlanner", registry.GROUP),
+        EntryPoint("pick", f"{__name__}:PickPlanner", registry.ENTRY_POINT_GROUP),
+        EntryPoint("broken", "no_such_module:P", registry.ENTRY_POINT_GROUP),
+        EntryPoint("models", f"{__name__}:PickPlanner", registry.ENTRY_POINT_GROUP),
     )
     monkeypatch.setattr(metadata, "entry_points", lambda group: points)
     monkeypatch.setattr(registry, "_loaded", {})
@@ -163,10 +163,10 @@ def test_packages_offer_planners_by_entry_points(monkeypatch: pytest.MonkeyPatch
     assert known >= {"merge_method", "pick", "broken"}
     assert "models" not in known
     monkeypatch.setattr(EntryPoint, "load", load)
-    (document,) = config_from({"pick": "a", "with": "b"}).documents
+    (document,) = config_from_data({"pick": "a", "with": "b"}).documents
     assert document.planner == "pick"
     with pytest.raises(ConfigError, match="'broken' cannot be loaded from 'no_such_module:P'"):
-        config_from({"broken": 1})
+        config_from_data({"broken": 1})
 
 
 def load(point: EntryPoint) -> Any:

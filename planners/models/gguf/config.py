@@ -1,4 +1,4 @@
-"""The configuration of transformers, from what a GGUF file says of its model."""
+"""Converts the metadata of a GGUF file to a configuration of transformers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ LLAMA3, LONG, SHORT = (
     *("rope_freqs.weight", "rope_factors_long.weight"),
     "rope_factors_short.weight",
 )
-FACTORS = (LLAMA3, LONG, SHORT)
-"""Tensors that are settings of the rotary embedding."""
+ROPE_FACTOR_TENSORS = (LLAMA3, LONG, SHORT)
+"""Tensors that hold factors of the rotary embedding."""
 
 _MAX_EXPERTS = 4096
-_TOKENS = {
+_TOKEN_IDS = {
     "bos_token_id": "bos_token_id",
     "eos_token_id": "eos_token_id",
     "padding_token_id": "pad_token_id",
 }
-_NAMES = ("general.name", "general.basename", "general.base_model.0.name")
+_NAME_KEYS = ("general.name", "general.basename", "general.base_model.0.name")
 _SUPPORTED = ", ".join(dict.fromkeys(family.architecture for family in FAMILIES))
 
 
-def family_of(values: Mapping[str, Any], where: str) -> Family:
+def family_of_file(values: Mapping[str, Any], where: str) -> Family:
     """The family of the model in a file called ``where``.
 
     Raises:
-        CheckpointError: it is none that is known, or a kind of it that is not.
+        CheckpointError: the family is not supported, or the file does not name it.
     """
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or not architecture.isprintable():
@@ -53,11 +53,11 @@ def family_of(values: Mapping[str, Any], where: str) -> Family:
             "are not supported",
             remedy="merge its original weights",
         )
-    named = " ".join(str(values.get(key, "")) for key in _NAMES).lower()
+    named = " ".join(str(values.get(key, "")) for key in _NAME_KEYS).lower()
     return MISTRAL if family is LLAMA and "mistral" in named else family
 
 
-def config_of(
+def transformers_config(
     family: Family,
     values: Mapping[str, Any],
     tensors: Mapping[str, GgufTensor],
@@ -69,12 +69,12 @@ def config_of(
     ``factors`` reads a tensor of factors of the rotary embedding.
 
     Raises:
-        CheckpointError: something that it needs is missing in the file, or makes no sense.
+        CheckpointError: the file lacks a value, or a value is invalid.
     """
-    said = _Said(family.architecture, values, where)
+    metadata = _Metadata(family.architecture, values, where)
     config: dict[str, Any] = {"architectures": [family.class_name], "model_type": family.model_type}
     for key, name in family.required.items():
-        config[name] = said.number(key) if name == "rms_norm_eps" else said.whole(key)
+        config[name] = metadata.number(key) if name == "rms_norm_eps" else metadata.integer(key)
     if config["num_hidden_layers"] > len(tensors):
         raise CheckpointError(
             f"'{where}' states {config['num_hidden_layers']} layers, but has {len(tensors)} tensors"
@@ -84,13 +84,15 @@ def config_of(
             f"'{where}' states {config[family.experts]} experts per layer, which is too many"
         )
     heads, width = config["num_attention_heads"], config["hidden_size"]
-    config["num_key_value_heads"] = said.whole("attention.head_count_kv", heads)
+    config["num_key_value_heads"] = metadata.integer("attention.head_count_kv", heads)
     for key, name in family.keys.items():
-        found = said.number(key, None) if name.endswith("capping") else said.whole(key, None)
+        found = (
+            metadata.number(key, None) if name.endswith("capping") else metadata.integer(key, None)
+        )
         if found is not None:
             config[name] = found
     if "attention.key_length" in family.keys and "head_dim" not in config:
-        config["head_dim"] = said.whole("rope.dimension_count", width // max(heads, 1))
+        config["head_dim"] = metadata.integer("rope.dimension_count", width // max(heads, 1))
     config.update(family.fixed)
     embedding = tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
@@ -101,20 +103,20 @@ def config_of(
         config["attention_bias"] = "blk.0.attn_q.bias" in tensors
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
     if family.architecture in ("gemma2", "gemma3"):
-        config["query_pre_attn_scalar"] = _attention_scale(family, config)
-    config |= _rope(said, tensors, config, factors)
-    for key, name in _TOKENS.items():
+        config["query_pre_attn_scalar"] = _query_scale(family, config)
+    config |= _rope_settings(metadata, tensors, config, factors)
+    for key, name in _TOKEN_IDS.items():
         number = values.get(f"tokenizer.ggml.{key}")
         known = type(number) is int and number < config["vocab_size"]
-        config[name] = number if known else None  # or transformers takes another model's
-    config["dtype"] = _dtype(tensors)
+        config[name] = number if known else None  # a missing value would get a default
+    config["dtype"] = _original_dtype(tensors)
     config["torch_dtype"] = config["dtype"]
     return config
 
 
 def generation_config(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of ``generation_config.json``: where texts begin and end."""
-    found = {name: config[name] for name in _TOKENS.values() if config[name] is not None}
+    """The content of ``generation_config.json``: the tokens that begin and end texts."""
+    found = {name: config[name] for name in _TOKEN_IDS.values() if config[name] is not None}
     turn = values.get("tokenizer.ggml.eot_token_id")
     end = found.get("eos_token_id")
     if type(turn) is int and end is not None and turn != end and turn < config["vocab_size"]:
@@ -122,8 +124,8 @@ def generation_config(config: Mapping[str, Any], values: Mapping[str, Any]) -> d
     return {"_from_model_config": True, **found}
 
 
-class _Said:
-    """The settings of a model in a file."""
+class _Metadata:
+    """The settings of the model in a file, by key without the architecture's prefix."""
 
     def __init__(self, architecture: str, values: Mapping[str, Any], where: str) -> None:
         self._prefix = architecture + "."
@@ -131,10 +133,11 @@ class _Said:
         self.where = where
 
     def number(self, key: str, default: Any = ...) -> Any:
-        """A number that is not negative; of one for each layer, the one that all have.
+        """A non-negative number; of a list with one per layer, the number that all layers have.
 
         Raises:
-            CheckpointError: it is not there and has no default, or is something else.
+            CheckpointError: it is missing and has no default, differs between layers, or is
+            something else.
         """
         value = self._values.get(self._prefix + key, default)
         if isinstance(value, tuple) and value and len(set(value)) == 1:
@@ -143,13 +146,13 @@ class _Said:
             return default
         if value is ...:
             raise CheckpointError(f"'{self.where}' has no '{self._prefix}{key}'")
-        whole = type(value) is int and 0 <= value < 1 << 40
-        if not whole and not (type(value) is float and math.isfinite(value) and value >= 0):
-            what = "differs between layers" if isinstance(value, tuple) else "makes no sense"
+        integer = type(value) is int and 0 <= value < 1 << 40
+        if not integer and not (type(value) is float and math.isfinite(value) and value >= 0):
+            what = "differs between layers" if isinstance(value, tuple) else "is not a valid number"
             raise CheckpointError(f"'{self.where}': '{self._prefix}{key}' {what}")
-        return value if whole else _shortest(value)
+        return value if integer else _shortest_decimal(value)
 
-    def whole(self, key: str, default: Any = ...) -> Any:
+    def integer(self, key: str, default: Any = ...) -> Any:
         """A whole number; see `number`."""
         value = self.number(key, default)
         if value is not default and type(value) is not int:
@@ -157,13 +160,13 @@ class _Said:
         return value
 
     def text(self, key: str) -> str:
-        """A word; empty if it is not there."""
+        """A string; empty if it is missing."""
         value = self._values.get(self._prefix + key, "")
         return value if isinstance(value, str) else ""
 
 
-def _shortest(value: float) -> float:
-    """The decimal number that was meant by one that is stored as float32."""
+def _shortest_decimal(value: float) -> float:
+    """The shortest decimal number that rounds to ``value`` in float32."""
     for digits in range(1, 17):
         short = float(f"{value:.{digits}g}")
         if abs(short - value) <= abs(value) * 2.0**-25:
@@ -171,31 +174,32 @@ def _shortest(value: float) -> float:
     return value
 
 
-def _attention_scale(family: Family, config: Mapping[str, Any]) -> int:
-    """What queries are scaled by: the largest model of each of these families has its own."""
+def _query_scale(family: Family, config: Mapping[str, Any]) -> int:
+    """The number whose inverse square root scales queries: another one in the largest model of a
+    family."""
     largest = {"gemma2": 46, "gemma3": 62}[family.architecture]
     if config["num_hidden_layers"] == largest:
         return int(config["hidden_size"] // config["num_attention_heads"])
     return int(config["head_dim"])
 
 
-def _rope(
-    said: _Said,
+def _rope_settings(
+    metadata: _Metadata,
     tensors: Mapping[str, GgufTensor],
     config: Mapping[str, Any],
     factors: Callable[[str], Sequence[float]],
 ) -> dict[str, Any]:
     """The settings of the rotary embedding."""
-    theta = said.number("rope.freq_base", 10000.0)
+    theta = metadata.number("rope.freq_base", 10000.0)
     found: dict[str, Any] = {"rope_theta": float(theta)}
     width = config.get("head_dim", config["hidden_size"] // max(config["num_attention_heads"], 1))
-    turned = said.whole("rope.dimension_count", width)
-    if turned < width:
-        found["partial_rotary_factor"] = turned / width
-    kind = said.text("rope.scaling.type")
-    original = said.whole("rope.scaling.original_context_length", None)
+    rotated = metadata.integer("rope.dimension_count", width)
+    if rotated < width:
+        found["partial_rotary_factor"] = rotated / width
+    kind = metadata.text("rope.scaling.type")
+    original = metadata.integer("rope.scaling.original_context_length", None)
     if LLAMA3 in tensors:
-        found["rope_scaling"] = _llama3(factors(LLAMA3), theta, turned, said)
+        found["rope_scaling"] = _llama3_scaling(factors(LLAMA3), theta, rotated, metadata)
     elif LONG in tensors and SHORT in tensors:
         found["rope_scaling"] = {
             "rope_type": "longrope",
@@ -205,18 +209,20 @@ def _rope(
         if original is not None:
             found["original_max_position_embeddings"] = original
     elif kind in ("linear", "yarn"):
-        scaling = {"rope_type": kind, "factor": float(said.number("rope.scaling.factor"))}
+        scaling = {"rope_type": kind, "factor": float(metadata.number("rope.scaling.factor"))}
         if kind == "yarn" and original is not None:
             scaling["original_max_position_embeddings"] = original
         found["rope_scaling"] = scaling
     return found
 
 
-def _llama3(factors: Sequence[float], theta: float, width: int, said: _Said) -> dict[str, Any]:
-    """The settings that give these factors for the frequencies of a head of ``width`` elements.
+def _llama3_scaling(
+    factors: Sequence[float], theta: float, width: int, metadata: _Metadata
+) -> dict[str, Any]:
+    """The rotary scaling of Llama 3 that has these factors, for heads of ``width`` elements.
 
     Raises:
-        CheckpointError: no settings do that are known.
+        CheckpointError: no known settings give these factors.
     """
     low, high, original, factor = 1.0, 4.0, 8192, max(factors, default=1.0)
 
@@ -232,8 +238,8 @@ def _llama3(factors: Sequence[float], theta: float, width: int, said: _Said) -> 
     close = (abs(f / expected(n) - 1) < 1e-3 for n, f in enumerate(factors))
     if 2 * len(factors) != width or not factor > 0 or not all(close):
         raise CheckpointError(
-            f"'{said.where}' has factors of the rotary embedding ('{LLAMA3}') that no setting of "
-            "transformers produces",
+            f"'{metadata.where}' has factors of the rotary embedding ('{LLAMA3}') that no setting "
+            "of transformers produces",
             remedy="merge its original weights",
         )
     return {
@@ -245,8 +251,8 @@ def _llama3(factors: Sequence[float], theta: float, width: int, said: _Said) -> 
     }
 
 
-def _dtype(tensors: Mapping[str, GgufTensor]) -> str:
-    """What the values of a model are declared as: what most of it was before it became a file."""
+def _original_dtype(tensors: Mapping[str, GgufTensor]) -> str:
+    """The dtype that the model probably had before it was converted."""
     kinds = {tensor.dtype.code for tensor in tensors.values()}
     if "BF16" in kinds or kinds - {"F16", "F32"}:
         return "bfloat16"

@@ -1,4 +1,4 @@
-"""A GGUF file (or its parts) presented as a folder in transformers' format.
+"""A GGUF file, or its parts, presented as a folder in the format of transformers.
 
 The small files of the folder are generated from the file's metadata.
 """
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
     from mergeloom.planners.models.gguf.families import Family
 
 SUFFIX = ".gguf"
-_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+_PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 _MAX_FACTORS = 1024
-_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_OTHER_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 def is_gguf(place: LocalFolder | LocalFile) -> bool:
-    """Whether it is a GGUF file, or a directory whose weights are in such files only."""
+    """Whether ``place`` is a GGUF file, or a directory whose weights are all in such files."""
     try:
-        return bool(_files(place))
+        return bool(_gguf_files(place))
     except (CheckpointError, ValueError):  # it does not exist, or its path is invalid
         return False
 
 
-def _files(place: LocalFolder | LocalFile) -> list[str]:
-    """The GGUF files in a directory without other weights, except those of a vision tower; or the
-    file that is named."""
+def _gguf_files(place: LocalFolder | LocalFile) -> list[str]:
+    """The GGUF file at ``place``, or those in a directory without other weights, except files of a
+    vision tower."""
     names = place.names()
     if isinstance(place, LocalFile):
         return [name for name in names if name.endswith(SUFFIX)]
-    if any(name.endswith(_OTHER_WEIGHTS) for name in names):
+    if any(name.endswith(_OTHER_WEIGHT_SUFFIXES) for name in names):
         return []
     return [n for n in names if n.endswith(SUFFIX) and not n.startswith("mmproj")]
 
 
 @dataclass(frozen=True, eq=False)
 class GgufFolder:
-    """The model in some ``files`` of the folder ``inside``, which are all parts of one."""
+    """The model whose parts are ``files`` of the folder ``inside``."""
 
     inside: LocalFolder
     files: Mapping[str, tuple[Source, GgufHeader]]
@@ -63,10 +63,10 @@ class GgufFolder:
         """The model in a file or directory for which `is_gguf` is true.
 
         Raises:
-            CheckpointError: it cannot be read, is not whole, or may be any of several models.
+            CheckpointError: it cannot be read, lacks a part, or there are several models.
         """
         folder = place.parent if isinstance(place, LocalFile) else place
-        parts = _parts_of(folder, _files(place))
+        parts = _files_of_model(folder, _gguf_files(place))
         files = {}
         for name in parts:
             source: Source = folder.source(name)
@@ -98,14 +98,15 @@ class GgufFolder:
         """The tensors of all parts, by GGUF name.
 
         Raises:
-            CheckpointError: one is in two of them.
+            CheckpointError: a tensor is in two parts.
         """
         found: dict[str, GgufTensor] = {}
         for name, (_, header) in self.files.items():
-            twice = next((tensor for tensor in header.tensors if tensor in found), None)
-            if twice is not None:
+            repeated = next((tensor for tensor in header.tensors if tensor in found), None)
+            if repeated is not None:
                 raise CheckpointError(
-                    f"'{self.inside.path / name}' repeats the tensor '{twice}' of an earlier part"
+                    f"'{self.inside.path / name}' repeats the tensor '{repeated}' of an earlier "
+                    "part"
                 )
             found.update(header.tensors)
         return found
@@ -121,22 +122,24 @@ class GgufFolder:
 
     @cached_property
     def family(self) -> Family:
-        from mergeloom.planners.models.gguf.config import family_of
+        from mergeloom.planners.models.gguf.config import family_of_file
 
-        return family_of(self.values, self.name)
+        return family_of_file(self.values, self.name)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        from mergeloom.planners.models.gguf.config import config_of
+        from mergeloom.planners.models.gguf.config import transformers_config
 
-        return config_of(self.family, self.values, self.tensors, self._factors, self.name)
+        return transformers_config(
+            self.family, self.values, self.tensors, self._rope_factors, self.name
+        )
 
     @cached_property
     def small_files(self) -> Mapping[str, bytes]:
         """The files other than weights, by name.
 
         Raises:
-            CheckpointError: the tokenizer is of a kind that is not known.
+            CheckpointError: the kind of tokenizer is not supported.
         """
         from mergeloom.planners.models.gguf.config import generation_config
         from mergeloom.planners.models.gguf.tokenizer import tokenizer_files
@@ -176,7 +179,7 @@ class GgufFolder:
             return self.files[name][0]
         return MemorySource(self.small_files[name], f"{self.name}/{name}")
 
-    def _factors(self, name: str) -> Sequence[float]:
+    def _rope_factors(self, name: str) -> Sequence[float]:
         """A small tensor of float32 numbers."""
         for source, header in self.files.values():
             tensor = header.tensors.get(name)
@@ -191,13 +194,13 @@ class GgufFolder:
         raise CheckpointError(f"'{self.name}': '{name}' is not a list of factors")
 
 
-def _parts_of(folder: LocalFolder, names: Sequence[str]) -> list[str]:
+def _files_of_model(folder: LocalFolder, names: Sequence[str]) -> list[str]:
     """The files of one model, in order.
 
     Raises:
         CheckpointError: some are missing, or they belong to several models.
     """
-    found = _PART.fullmatch(names[0])
+    found = _PART_NAME.fullmatch(names[0])
     if found is None:
         if len(names) > 1:
             raise CheckpointError(

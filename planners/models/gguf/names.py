@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.planners.models.gguf.families import EXPERT, HEAD, KINDS, LAYER, OUTSIDE, Family
+from mergeloom.planners.models.gguf.families import (
+    EXPERT_PLACEHOLDER,
+    HEAD,
+    LAYER,
+    OUTSIDE,
+    WEIGHT_AND_BIAS,
+    Family,
+)
 
 INSTALL = "install it: pip install mergeloom[gguf]"
 
 
-def library(why: str) -> Any:
+def gguf_package(why: str) -> Any:
     """Import the gguf package, on first use.
 
     Raises:
@@ -24,35 +31,43 @@ def library(why: str) -> Any:
 
 
 def file_names(family: Family, layers: int, experts: int, why: str) -> dict[str, str]:
-    """The name in a file for every tensor that a model of so many layers can have, by its name in
-    transformers, in the order of the model. Of a mixture of so many ``experts`` those of one layer
-    have one name in a file.
+    """The names in a file of all tensors that a model may have, by their names in transformers, in
+    the order of the model.
+
+    ``layers`` and ``experts`` are the numbers of layers, and of experts in a layer; the experts of
+    a layer have one name in a file. ``why`` begins messages.
 
     Raises:
         CheckpointError: the gguf package is not installed, or does not know a module.
     """
-    package = library(why)
+    package = gguf_package(why)
     kind = next(
         key for key, name in package.MODEL_ARCH_NAMES.items() if name == family.architecture
     )
     table = package.get_tensor_name_map(kind, 1)
 
-    def named(module: str) -> str:
-        name = table.get_name(module.replace(EXPERT, "."))
+    def file_name_of(module: str) -> str:
+        name = table.get_name(module.replace(EXPERT_PLACEHOLDER, "."))
         if name is None:
             raise CheckpointError(f"{why}: the package gguf has no name for '{module}'")
         return str(name)
 
     first = LAYER.format(0)
-    called = {name: named(name) for name in OUTSIDE if table.get_name(name) or name != HEAD}
+    our_names = {
+        name: file_name_of(name) for name in OUTSIDE if table.get_name(name) or name != HEAD
+    }
     inside = [
-        (module.replace(EXPERT, f".{expert}."), named(first + module))
+        (module.replace(EXPERT_PLACEHOLDER, f".{expert}."), file_name_of(first + module))
         for module in family.layer
-        for expert in range(experts if EXPERT in module else 1)
+        for expert in range(experts if EXPERT_PLACEHOLDER in module else 1)
     ]
     for layer in range(layers):
         place = LAYER.format(layer)
-        called |= {
+        our_names |= {
             place + name: file_name.replace("blk.0.", f"blk.{layer}.") for name, file_name in inside
         }
-    return {f"{ours}.{end}": f"{name}.{end}" for ours, name in called.items() for end in KINDS}
+    return {
+        f"{our_name}.{end}": f"{name}.{end}"
+        for our_name, name in our_names.items()
+        for end in WEIGHT_AND_BIAS
+    }

@@ -1,10 +1,10 @@
 """Converts the tokenizer of a GGUF file to files that transformers reads.
 
-A file has the tokens with their kinds and scores, often the merges, and the name of the way in
-which text is cut before; what else there is to a tokenizer follows from these.
+A file has the tokens with their kinds and scores, often the merges, and the name of the rule that
+splits text first. Everything else follows from these.
 
-    gpt2     pairs of bytes, each spelled as a printable letter, merged in the order of the merges
-    llama    pieces of text with ▁ for a space, merged by their scores; bytes for what has no piece
+    gpt2     bytes, written as printable characters, are merged in the order of the merges
+    llama    pieces of text, with ▁ for a space, are merged by score; other text becomes bytes
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.gguf import StringArray
 from mergeloom.planners.models.gguf.families import Family
+from mergeloom.planners.vocabulary.spelling import byte_characters
 
 CONTROL, USER_DEFINED = 3, 4
-"""Kinds of tokens that are matched in a text before it is split."""
+"""Kinds of tokens that are recognised before text is split."""
 SPACE = "\u2581"
 
 _LETTERS, _DIGITS = r"\p{L}", r"\p{N}"
@@ -39,13 +40,13 @@ _TEKKEN = "|".join((*_CASED, _DIGITS, _MARKS_SLASH, _SPACES))
 _GPT4O = "|".join(
     (*(f"{word}{_CONTRACTIONS}?" for word in _CASED), _DIGITS + "{1,3}", _MARKS_SLASH, _SPACES)
 )
-SPLITS = {
+SPLITTING_PATTERNS = {
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "dbrx", "smaug-bpe", "falcon3"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2),
     **dict.fromkeys(("gpt-4o", "llama4"), _GPT4O),
     "tekken": _TEKKEN,
 }
-"""Splitting rules by their GGUF names; others split as GPT-2 does."""
+"""Regular expressions of splitting rules, by GGUF name; other rules split as GPT-2 does."""
 _LLAMA3_NAMES = {"llama3", "llama-v3", "llama-bpe"}
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}
 
@@ -58,11 +59,11 @@ _ROLES = {
 
 
 def tokenizer_files(family: Family, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The contents of ``tokenizer.json`` and ``tokenizer_config.json``; nothing where the file
-    called ``where`` has no tokenizer.
+    """The contents of ``tokenizer.json`` and ``tokenizer_config.json``; empty if the file, called
+    ``where``, has no tokenizer.
 
     Raises:
-        CheckpointError: it is of a kind that is not known, or makes no sense.
+        CheckpointError: the kind of tokenizer is not supported, or it is malformed.
     """
     kind = values.get("tokenizer.ggml.model")
     if kind is None or kind in ("none", "no_vocab"):
@@ -71,27 +72,31 @@ def tokenizer_files(family: Family, values: Mapping[str, Any], where: str) -> di
         known = isinstance(kind, str) and kind.isprintable()
         raise CheckpointError(
             f"'{where}' has a tokenizer of the kind '{str(kind)[:40] if known else '?'}', which is "
-            "not read",
+            "not supported",
             remedy="merge its original weights",
         )
-    words = _Words(values, where)
-    bos = words.flag("add_bos_token", kind == "llama" or words.cut in _LLAMA3_NAMES)
-    eos = words.flag("add_eos_token", False)
-    roles = {role: token for role, key in _ROLES.items() if (token := words.named(key)) is not None}
+    metadata = _TokenizerMetadata(values, where)
+    bos = metadata.flag(
+        "add_bos_token", kind == "llama" or metadata.splitting_rule in _LLAMA3_NAMES
+    )
+    eos = metadata.flag("add_eos_token", False)
+    roles = {
+        role: token for role, key in _ROLES.items() if (token := metadata.token_of(key)) is not None
+    }
     if kind == "gpt2":
-        parts = _byte_level(words)
+        parts = _byte_level(metadata)
     elif family.architecture.startswith("gemma"):
-        parts = _gemma(words)
+        parts = _gemma(metadata)
     else:
-        parts = _sentencepiece(words, family.architecture == "phi3")
+        parts = _sentencepiece(metadata, family.architecture == "phi3")
     document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": words.added(parts["model"]["vocab"]),
+        "added_tokens": metadata.added_tokens(parts["model"]["vocab"]),
         "normalizer": parts.get("normalizer"),
         "pre_tokenizer": parts.get("pre_tokenizer"),
-        "post_processor": _template(roles if bos else {}, roles if eos else {}, words),
+        "post_processor": _post_processor(roles if bos else {}, roles if eos else {}, metadata),
         "decoder": parts["decoder"],
         "model": parts["model"],
     }
@@ -112,7 +117,7 @@ def tokenizer_files(family: Family, values: Mapping[str, Any], where: str) -> di
 
 
 @dataclass(frozen=True)
-class _Words:
+class _TokenizerMetadata:
     """The tokenizer metadata of a file."""
 
     values: Mapping[str, Any]
@@ -125,15 +130,15 @@ class _Words:
         Raises:
             CheckpointError: there are none.
         """
-        found = self._of("tokens")
+        found = self._get("tokens")
         if not isinstance(found, StringArray) or not found.count:
             raise CheckpointError(f"'{self.where}' has a tokenizer without tokens")
         return found.values
 
     @cached_property
     def kinds(self) -> Sequence[int]:
-        """The kind of each token, as far as it is told."""
-        found = self._of("token_type")
+        """The kind of each token; empty if the file has none."""
+        found = self._get("token_type")
         return found if isinstance(found, tuple) else ()
 
     @property
@@ -141,26 +146,26 @@ class _Words:
         """The score of each token.
 
         Raises:
-            CheckpointError: they are not there.
+            CheckpointError: the file has none.
         """
-        found = self._of("scores")
+        found = self._get("scores")
         if not isinstance(found, tuple) or len(found) != len(self.tokens):
             raise CheckpointError(f"'{self.where}' has a tokenizer without merges or scores")
         return found
 
     @property
-    def cut(self) -> str:
+    def splitting_rule(self) -> str:
         """The name of the splitting rule."""
-        found = self._of("pre")
+        found = self._get("pre")
         return found if isinstance(found, str) else ""
 
     def merges(self) -> list[tuple[str, str]] | None:
-        """Pairs of tokens that are merged, in their order; ``None`` if it is not told.
+        """The pairs of tokens to merge, in order; ``None`` if the file has none.
 
         Raises:
-            CheckpointError: one is no pair.
+            CheckpointError: one is not a pair.
         """
-        found = self._of("merges")
+        found = self._get("merges")
         if not isinstance(found, StringArray):
             return None
         pairs = [merge.split(" ") for merge in found.values]
@@ -170,17 +175,17 @@ class _Words:
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean setting."""
-        found = self._of(key)
+        found = self._get(key)
         return found if isinstance(found, bool) else default
 
-    def named(self, key: str) -> str | None:
+    def token_of(self, key: str) -> str | None:
         """The token whose id is stored under a key."""
-        number = self._of(key)
+        number = self._get(key)
         there = type(number) is int and 0 <= number < len(self.tokens)
         return self.tokens[number] if there else None
 
-    def added(self, vocabulary: Mapping[str, int]) -> list[dict[str, Any]]:
-        """The tokens that are matched in a text before it is split."""
+    def added_tokens(self, vocabulary: Mapping[str, int]) -> list[dict[str, Any]]:
+        """The tokens that are recognised before text is split, as entries of ``tokenizer.json``."""
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         return [
             {"id": number, "content": token, **flags, "special": kind == CONTROL}
@@ -188,47 +193,50 @@ class _Words:
             if kind in (CONTROL, USER_DEFINED) and vocabulary.get(token) == number
         ]
 
-    def _of(self, key: str) -> Any:
+    def _get(self, key: str) -> Any:
         return self.values.get(f"tokenizer.ggml.{key}")
 
 
-def _byte_level(words: _Words) -> dict[str, Any]:
-    letters = byte_letters()
-    alphabet = set(letters)
-    kinds = words.kinds
+def _byte_level(metadata: _TokenizerMetadata) -> dict[str, Any]:
+    characters = byte_characters()
+    alphabet = set(characters)
+    kinds = metadata.kinds
     vocabulary: dict[str, int] = {}
-    for number, token in enumerate(words.tokens):
-        apart = number < len(kinds) and kinds[number] in (CONTROL, USER_DEFINED)
-        plain = apart or alphabet.issuperset(token)
-        spelled = token if plain else "".join(letters[byte] for byte in token.encode("utf-8"))
+    for number, token in enumerate(metadata.tokens):
+        is_added = number < len(kinds) and kinds[number] in (CONTROL, USER_DEFINED)
+        plain = is_added or alphabet.issuperset(token)
+        spelled = token if plain else "".join(characters[byte] for byte in token.encode("utf-8"))
         vocabulary.setdefault(spelled, number)
-    merges = words.merges()
+    merges = metadata.merges()
     if merges is None:
-        raise CheckpointError(f"'{words.where}' has a tokenizer without merges")
+        raise CheckpointError(f"'{metadata.where}' has a tokenizer without merges")
     whole_cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    split = SPLITS.get(words.cut)
-    cuts: dict[str, Any] = {**whole_cut, "use_regex": split is None}
+    split = SPLITTING_PATTERNS.get(metadata.splitting_rule)
+    pre_tokenizer: dict[str, Any] = {**whole_cut, "use_regex": split is None}
     if split is not None:
-        cuts = _both(
+        pre_tokenizer = _sequence(
             {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False},
-            cuts,
+            pre_tokenizer,
         )
-    elif words.cut in _SINGLE_DIGITS:
-        cuts = _both({"type": "Digits", "individual_digits": True}, cuts)
+    elif metadata.splitting_rule in _SINGLE_DIGITS:
+        pre_tokenizer = _sequence({"type": "Digits", "individual_digits": True}, pre_tokenizer)
     return {
-        "pre_tokenizer": cuts,
+        "pre_tokenizer": pre_tokenizer,
         "decoder": {**whole_cut, "add_prefix_space": True, "use_regex": True},
-        "model": _bpe(vocabulary, merges, whole=words.cut in _LLAMA3_NAMES),
+        "model": _bpe(vocabulary, merges, ignores_merges=metadata.splitting_rule in _LLAMA3_NAMES),
     }
 
 
-def _sentencepiece(words: _Words, prepends: bool) -> dict[str, Any]:
-    """Pieces of text. If it ``prepends``, the first space is put before the text itself."""
-    vocabulary = {token: number for number, token in enumerate(words.tokens)}
-    merges = words.merges()
+def _sentencepiece(metadata: _TokenizerMetadata, uses_normalizer: bool) -> dict[str, Any]:
+    """A tokenizer of pieces of text. With ``uses_normalizer``, a normalizer replaces spaces,
+    otherwise a pre-tokenizer does."""
+    vocabulary = {token: number for number, token in enumerate(metadata.tokens)}
+    merges = metadata.merges()
     if merges is None:
-        merges = _merges_by_score(vocabulary, dict(zip(words.tokens, words.scores, strict=True)))
-    begins = words.flag("add_space_prefix", True)
+        merges = _merges_by_score(
+            vocabulary, dict(zip(metadata.tokens, metadata.scores, strict=True))
+        )
+    begins = metadata.flag("add_space_prefix", True)
     decoder = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
         {"type": "ByteFallback"},
@@ -238,9 +246,14 @@ def _sentencepiece(words: _Words, prepends: bool) -> dict[str, Any]:
         decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     parts: dict[str, Any] = {
         "decoder": {"type": "Sequence", "decoders": decoder},
-        "model": _bpe(vocabulary, merges, bytes_too=True, unknown=words.named("unknown_token_id")),
+        "model": _bpe(
+            vocabulary,
+            merges,
+            has_byte_fallback=True,
+            unknown=metadata.token_of("unknown_token_id"),
+        ),
     }
-    if prepends:
+    if uses_normalizer:
         spaces: list[dict[str, Any]] = [{"type": "Prepend", "prepend": SPACE}] if begins else []
         spaces.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
         parts["normalizer"] = {"type": "Sequence", "normalizers": spaces}
@@ -254,17 +267,17 @@ def _sentencepiece(words: _Words, prepends: bool) -> dict[str, Any]:
     return parts
 
 
-def _gemma(words: _Words) -> dict[str, Any]:
-    """Pieces of text whose scores do not tell the order of merges, but their numbers do.
+def _gemma(metadata: _TokenizerMetadata) -> dict[str, Any]:
+    """A tokenizer of pieces of text that are merged in the order of their ids.
 
-    Tokens of several spaces are written with real ones.
+    A file has real spaces in tokens that consist of spaces.
     """
     tokens = [
         SPACE * len(token) if " " in token and not token.strip(" ") else token
-        for token in words.tokens
+        for token in metadata.tokens
     ]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    merges = words.merges()
+    merges = metadata.merges()
     if merges is None:
         order = {token: -number for number, token in enumerate(tokens)}
         merges = _merges_by_score(vocabulary, order)
@@ -282,7 +295,12 @@ def _gemma(words: _Words) -> dict[str, Any]:
             "invert": False,
         },
         "decoder": {"type": "Sequence", "decoders": decoder},
-        "model": _bpe(vocabulary, merges, bytes_too=True, unknown=words.named("unknown_token_id")),
+        "model": _bpe(
+            vocabulary,
+            merges,
+            has_byte_fallback=True,
+            unknown=metadata.token_of("unknown_token_id"),
+        ),
     }
 
 
@@ -290,11 +308,11 @@ def _bpe(
     vocabulary: Mapping[str, int],
     merges: Iterable[tuple[str, str]],
     *,
-    bytes_too: bool = False,
+    has_byte_fallback: bool = False,
     unknown: str | None = None,
-    whole: bool = False,
+    ignores_merges: bool = False,
 ) -> dict[str, Any]:
-    """A BPE model; if ``whole``, a word that is a token is not split."""
+    """A BPE model; if ``ignores_merges``, a word that is a token is not split."""
     known = [
         pair
         for pair in merges
@@ -306,9 +324,9 @@ def _bpe(
         "unk_token": unknown,
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
-        "fuse_unk": bytes_too,
-        "byte_fallback": bytes_too,
-        "ignore_merges": whole,
+        "fuse_unk": has_byte_fallback,
+        "byte_fallback": has_byte_fallback,
+        "ignore_merges": ignores_merges,
         "vocab": vocabulary,
         "merges": known,
     }
@@ -317,29 +335,30 @@ def _bpe(
 def _merges_by_score(
     vocabulary: Mapping[str, int], scores: Mapping[str, float]
 ) -> list[tuple[str, str]]:
-    """Every way to put a token together of two others, the token with the highest score first.
-
-    Of one token's ways that with the longest first part is tried first.
-    """
+    """All merges of two tokens into a third, by decreasing score of the result; for one result,
+    those with the longest first token come first."""
     found: list[tuple[float, int, int, str, str]] = []
     for token, score in scores.items():
-        ways = [
-            (token[:cut], token[cut:])
-            for cut in range(1, len(token))
-            if token[:cut] in vocabulary and token[cut:] in vocabulary
+        splits = [
+            (token[:splitting_rule], token[splitting_rule:])
+            for splitting_rule in range(1, len(token))
+            if token[:splitting_rule] in vocabulary and token[splitting_rule:] in vocabulary
         ]
-        ways.sort(key=lambda way: (vocabulary[way[0]], vocabulary[way[1]]))
-        found += ((score, len(first), len(second), first, second) for first, second in ways)
+        splits.sort(key=lambda way: (vocabulary[way[0]], vocabulary[way[1]]))
+        found += ((score, len(first), len(second), first, second) for first, second in splits)
     found.sort(key=lambda way: way[:3], reverse=True)
     return [(first, second) for *_, first, second in found]
 
 
-def _both(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+def _sequence(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", "pretokenizers": [first, second]}
 
 
-def _template(before: Mapping[str, str], after: Mapping[str, str], words: _Words) -> dict[str, Any]:
-    """What is put around a text: a token that begins it and one that ends it, if there are any."""
+def _post_processor(
+    before: Mapping[str, str], after: Mapping[str, str], metadata: _TokenizerMetadata
+) -> dict[str, Any]:
+    """The post-processor that adds a token at the beginning and one at the end, if there are
+    any."""
     ends = [before.get("bos_token"), after.get("eos_token")]
     special: dict[str, Any] = {}
 
@@ -352,7 +371,7 @@ def _template(before: Mapping[str, str], after: Mapping[str, str], words: _Words
 
     for token in ends:
         if token is not None:
-            number = words.tokens.index(token)
+            number = metadata.tokens.index(token)
             special[token] = {"id": token, "ids": [number], "tokens": [token]}
     return {
         "type": "TemplateProcessing",
@@ -360,11 +379,3 @@ def _template(before: Mapping[str, str], after: Mapping[str, str], words: _Words
         "pair": [*around("A", 0), *around("B", 1)],
         "special_tokens": special,
     }
-
-
-def byte_letters() -> list[str]:
-    """The letter that each byte is spelled as: itself where it is printable in Latin-1, or else
-    one of those from U+0100 on, in turn."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

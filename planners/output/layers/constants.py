@@ -1,5 +1,7 @@
-"""Constants that depend on the depth or on a layer's number: families whose layers compute
-something else at another number or in a model of another depth."""
+"""Constants that depend on the depth or on a layer's number.
+
+Layers of some families compute something else at another number, or in a model of another depth.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,12 @@ from typing import Any
 from mergeloom.planners.output.layers.stack import Edit
 
 
-def keep_constants(edit: Edit) -> None:
+def preserve_constants(edit: Edit) -> None:
     """Rewrite constants that depend on the depth so that layers compute the same as before; warn if
     that is not possible."""
     old, new = edit.donor.depth, edit.tower.depth
-    place = edit.donor.place
-    scale = place.get("scale_depth")
+    section = edit.donor.section
+    scale = section.get("scale_depth")
     if isinstance(scale, int | float) and not isinstance(scale, bool) and old != new:
         edit.set(
             edit.path,
@@ -24,10 +26,10 @@ def keep_constants(edit: Edit) -> None:
             f"{scale} -> {scale * math.sqrt(new / old):.6g}, so that what each layer adds is still "
             f"multiplied by {scale / math.sqrt(old):.6g} (scale_depth / sqrt(layers))",
         )
-    if place.get("model_type") == "neomme" and place.get("residual_multiplier") is None:
+    if section.get("model_type") == "neomme" and section.get("residual_multiplier") is None:
         edit.set(edit.path, "residual_multiplier", (2 * old) ** -0.5)
     inner = any(".mlp.proj_in.weight" in layer for layer in edit.donor.tower.suffixes)
-    if str(place.get("model_type")).endswith("_mask_decoder") and inner and old != new:
+    if str(section.get("model_type")).endswith("_mask_decoder") and inner and old != new:
         edit.refuse(
             f"'num_hidden_layers' of '{edit.donor.model}' also counts the layers within each "
             f"feed-forward network of '{edit.tower.name}' (SAM 2)",
@@ -38,8 +40,8 @@ def keep_constants(edit: Edit) -> None:
         _warn_of_images(edit, edit.donor.config)
     moved = any(origin.layer != i for i, origin in enumerate(edit.tower.origins))
     changed = {NUMBER: moved, DEPTH: old != new, EITHER: moved or old != new}
-    for applies, text, cause in _FACTS:
-        if applies(place) and changed[cause]:
+    for applies, text, cause in _CONSEQUENCES:
+        if applies(section) and changed[cause]:
             edit.warn(f"'{edit.donor.model}': {text}")
 
 
@@ -71,23 +73,27 @@ def _compare_scales(edit: Edit, scale: object) -> None:
     """Warn of layers from a model of another depth, where the same ``scale_depth`` is another
     factor."""
     for origin in edit.tower.origins:
-        if origin.of.place.get("scale_depth") == scale and origin.of.depth != edit.donor.depth:
+        if (
+            origin.description.section.get("scale_depth") == scale
+            and origin.description.depth != edit.donor.depth
+        ):
             if scale is not None:
                 edit.warn(
                     f"'scale_depth' is divided by the square root of the number of layers, which "
-                    f"is {edit.donor.depth} in '{edit.donor.model}' and {origin.of.depth} in "
-                    f"'{origin.of.model}': the output computes with the first, for layers of the "
-                    "others too"
+                    f"is {edit.donor.depth} in '{edit.donor.model}' and "
+                    f"{origin.description.depth} in "
+                    f"'{origin.description.model}': the output computes with the first, for "
+                    "layers of the others too"
                 )
             return
 
 
-def _has_slopes(place: Mapping[str, Any]) -> bool:
+def _has_slopes(section: Mapping[str, Any]) -> bool:
     """Whether linear attention has fixed slopes (MiniMax 01 and M1, Ling-linear, Ling 2.5)."""
-    family = str(place.get("model_type"))
-    ling = "linear" in family or "V2_5" in str(place.get("architectures"))
+    family = str(section.get("model_type"))
+    ling = "linear" in family or "V2_5" in str(section.get("architectures"))
     return family in ("minimax", "minimax_m1", "minimax_text_01") or (
-        "layer_group_size" in place and ling
+        "layer_group_size" in section and ling
     )
 
 
@@ -97,13 +103,13 @@ _MIDDLE = ("granite_speech_encoder", "granite_speech_plus_encoder", "granite_spe
 NUMBER, DEPTH, EITHER = "number", "depth", "either"
 """What must change for a consequence: a layer's number, the number of layers, or one of them."""
 
-_FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
+_CONSEQUENCES: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
     (
-        lambda place: (
-            place.get("scale_attn_by_inverse_layer_idx") is True
+        lambda section: (
+            section.get("scale_attn_by_inverse_layer_idx") is True
             or (
-                place.get("model_type") == "imagegpt"
-                and bool(place.get("scale_attn_by_inverse_layer_idx"))
+                section.get("model_type") == "imagegpt"
+                and bool(section.get("scale_attn_by_inverse_layer_idx"))
             )
         ),
         "scale_attn_by_inverse_layer_idx divides attention scores by a layer's number: layers at "
@@ -111,7 +117,7 @@ _FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
         NUMBER,
     ),
     (
-        lambda place: place.get("model_type") == "diffllama",
+        lambda section: section.get("model_type") == "diffllama",
         "the lambda of differential attention starts from a value that follows a layer's number: "
         "layers at another number attend slightly differently than before",
         NUMBER,
@@ -123,37 +129,37 @@ _FACTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
         EITHER,
     ),
     (
-        lambda place: place.get("model_type") == "beam",
+        lambda section: section.get("model_type") == "beam",
         "what each layer adds is weighted by its number: layers at another number compute "
         "something else than before",
         NUMBER,
     ),
     (
-        lambda place: str(place.get("model_type")) in _MIDDLE,
+        lambda section: str(section.get("model_type")) in _MIDDLE,
         "the predictions halfway are added after the middle layer, which is another one now",
         DEPTH,
     ),
     (
-        lambda place: place.get("model_type") == "esmc",
+        lambda section: section.get("model_type") == "esmc",
         "what each layer adds is scaled by the square root of the number of layers",
         DEPTH,
     ),
     (
-        lambda place: "position_encoding_2d" in place and "inner_hidden_size" in place,
+        lambda section: "position_encoding_2d" in section and "inner_hidden_size" in section,
         "each layer of ChatGLM-6B multiplies its input by the square root of twice the number of "
         "layers: all layers compute something else than they did",
         DEPTH,
     ),
     (
-        lambda place: place.get("head_multi") is True and "start_layer" in place,
+        lambda section: section.get("head_multi") is True and "start_layer" in section,
         "the class has a head for each layer from 'start_layer' on, and the output those that the "
         "model has, not one for each of its layers",
         DEPTH,
     ),
     (
-        lambda place: (
-            isinstance(place.get("qkv_multipliers"), list)
-            and isinstance(place.get("num_query_heads"), list)
+        lambda section: (
+            isinstance(section.get("qkv_multipliers"), list)
+            and isinstance(section.get("num_query_heads"), list)
         ),
         "the class of OpenELM computes the number of heads of each layer from 'qkv_multipliers' "
         "and the number of layers, whatever 'num_query_heads' lists: its repository's code does "

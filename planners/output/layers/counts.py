@@ -1,11 +1,11 @@
-"""Keys that count layers."""
+"""Sets the keys that count layers."""
 
 from __future__ import annotations
 
 from mergeloom.planners.models.class_defaults import class_defaults
 from mergeloom.planners.output.layers import keys
-from mergeloom.planners.output.layers.homes import at, is_main_stack
-from mergeloom.planners.output.layers.stack import Edit, Restacked
+from mergeloom.planners.output.layers.locations import is_main_stack, object_at
+from mergeloom.planners.output.layers.stack import Edit, RestackedTower
 
 
 def set_counts(edit: Edit) -> None:
@@ -14,22 +14,22 @@ def set_counts(edit: Edit) -> None:
     A count that the donor leaves to its class's default is written where the class reads it. If no
     key counts only this tower, the output is refused.
     """
-    home, new = edit.donor.home, edit.tower.depth
-    if home is None or edit.donor.depth == new:
+    location, new = edit.donor.location, edit.tower.depth
+    if location is None or edit.donor.depth == new:
         return
-    for key in home.counts:
+    for key in location.counts:
         edit.set(edit.path, key, new)
-    for path, others in home.others:
+    for path, others in location.repetitions:
         for key in others:
             edit.set(path, key, new)
-    for key in keys.WHOLE:
-        if edit.donor.place.get(key) == edit.donor.depth:
+    for key in keys.WHOLE_DEPTH_KEYS:
+        if edit.donor.section.get(key) == edit.donor.depth:
             edit.set(edit.path, key, new)
-    if home.counts:
+    if location.counts:
         _refuse_other_depths(edit)
     else:
-        _default(edit)
-    if home.side == "encoder":
+        _write_default_count(edit)
+    if location.side == "encoder":
         _keep_decoder(edit)
 
 
@@ -37,7 +37,7 @@ def set_predictors(edit: Edit) -> None:
     """Set the number of layers that predict further tokens, if the output's differs from the
     donor's."""
     donor = edit.donor
-    if donor.home is not None and len(donor.tower.beyond) != edit.tower.beyond:
+    if donor.location is not None and len(donor.tower.beyond) != edit.tower.beyond:
         edit.set(edit.path, donor.predicting_key, edit.tower.beyond)
 
 
@@ -49,18 +49,20 @@ _CLASS_COUNTS = {
 """Count keys of families that do not use ``num_hidden_layers``."""
 
 
-def _default(edit: Edit) -> None:
+def _write_default_count(edit: Edit) -> None:
     donor, depth = edit.donor, edit.tower.depth
-    if any(keys.is_one_a_layer(key, value, donor.depth) for key, value in donor.place.items()):
+    if any(keys.is_per_layer(key, value, donor.depth) for key, value in donor.section.items()):
         return  # a list is the only count
-    twins = [other for other in edit.towers if _without_count(edit, other)]
-    if twins and "num_layers" in donor.place:  # T5: the decoder's count defaults to the encoder's
+    sharing = [other for other in edit.towers if _without_count(edit, other)]
+    if (
+        sharing and "num_layers" in donor.section
+    ):  # T5: the decoder's count defaults to the encoder's
         edit.set(edit.path, "num_decoder_layers", depth)
-    elif not twins and edit.path and _is_known(edit) and is_main_stack(donor.tower, edit.path):
+    elif not sharing and edit.path and _is_known(edit) and is_main_stack(donor.tower, edit.path):
         # transformers omits class defaults from inner objects, but writes all values of the
         # outermost: a class without a count there reads none (MobileNet).
         edit.set(edit.path, _CLASS_COUNTS.get(donor.family, "num_hidden_layers"), depth)
-    elif not twins or any(twin.depth != depth for twin in twins):
+    elif not sharing or any(other.depth != depth for other in sharing):
         edit.refuse(
             f"no key of the config.json of '{donor.model}' counts the {donor.depth} layers of "
             f"'{edit.tower.name}' alone, so it cannot state {depth} layers",
@@ -71,44 +73,44 @@ def _default(edit: Edit) -> None:
 def _is_known(edit: Edit) -> bool:
     """Whether transformers has the class of the object, or of one that it is in."""
     path, config = edit.path, edit.donor.config
-    places = [at(config, path[:length]) for length in range(len(path) + 1)]
-    kinds = [place.get("model_type") for place in places]
+    places = [object_at(config, path[:length]) for length in range(len(path) + 1)]
+    kinds = [section.get("model_type") for section in places]
     return any(isinstance(kind, str) and class_defaults(kind) is not None for kind in kinds)
 
 
 def _keep_decoder(edit: Edit) -> None:
     """Give a T5 decoder its own count if it used the encoder's."""
     for other in edit.towers:
-        home = other.donor.home
-        if _without_count(edit, other) and home is not None and home.side == "decoder":
-            if "num_layers" in edit.donor.place:
+        location = other.donor.location
+        if _without_count(edit, other) and location is not None and location.side == "decoder":
+            if "num_layers" in edit.donor.section:
                 edit.set(edit.path, "num_decoder_layers", other.depth)
-            elif not home.counts and other.depth != edit.tower.depth:
-                _one_key(edit, other)
+            elif not location.counts and other.depth != edit.tower.depth:
+                _refuse_shared_count(edit, other)
 
 
-def _without_count(edit: Edit, other: Restacked) -> bool:
+def _without_count(edit: Edit, other: RestackedTower) -> bool:
     """Whether this tower's count may also be the depth of another tower, which has no own count."""
-    home = other.donor.home
-    if other is edit.tower or home is None or home.path != edit.path:
+    location = other.donor.location
+    if other is edit.tower or location is None or location.path != edit.path:
         return False
-    own = edit.donor.home
-    alone = not home.counts or own is None or not own.counts
+    own = edit.donor.location
+    alone = not location.counts or own is None or not own.counts
     return alone and other.donor.depth == edit.donor.depth
 
 
 def _refuse_other_depths(edit: Edit) -> None:
     """Refuse if a key also counts another tower, with a different depth."""
-    own = edit.donor.home
+    own = edit.donor.location
     for other in edit.towers:
-        home = other.donor.home
-        if other is edit.tower or home is None or own is None or home.path != own.path:
+        location = other.donor.location
+        if other is edit.tower or location is None or own is None or location.path != own.path:
             continue
-        if set(home.counts) & set(own.counts) and other.depth != edit.tower.depth:
-            _one_key(edit, other)
+        if set(location.counts) & set(own.counts) and other.depth != edit.tower.depth:
+            _refuse_shared_count(edit, other)
 
 
-def _one_key(edit: Edit, other: Restacked) -> None:
+def _refuse_shared_count(edit: Edit, other: RestackedTower) -> None:
     first, second = sorted((edit.tower.name, other.name))
     edit.refuse(
         f"one key of the config.json of '{edit.donor.model}' counts the layers of '{first}' and of "

@@ -23,29 +23,29 @@ from mergeloom.planners.output.layers.rules import (
     Config,
     Kinds,
     Rule,
-    alike,
-    borrowing,
-    every,
+    all_of_kind,
+    alternating_windows_until,
+    by_layer_number,
+    every_nth,
+    every_nth_from,
+    first_layers,
     integer,
-    leading,
-    numbered,
-    offset,
-    repeated,
+    repeated_pattern,
+    sharing_last,
     sparse_from,
     sparse_interval,
     sparse_steps,
-    unless,
-    window_beyond,
-    window_within,
+    unless_listed,
+    windows_from,
 )
 
-PARITY = every(None, 2)
-_FOURTH_FIRST = every(None, 4, shift=0)
-_LINEAR_BUT_FOURTH = every("full_attention_interval", 4, FULL, LINEAR)
-_ROPE = every("no_rope_layer_interval", 4, 0, 1, name="no_rope_layers")
-_KV_SHARED = borrowing("num_kv_shared_layers", 0)
+ALTERNATING = every_nth(None, 2)
+_FOURTH_FIRST = every_nth(None, 4, shift=0)
+_LINEAR_BUT_FOURTH = every_nth("full_attention_interval", 4, FULL, LINEAR)
+_ROPE = every_nth("no_rope_layer_interval", 4, 0, 1, name="no_rope_layers")
+_KV_SHARED = sharing_last("num_kv_shared_layers", 0)
 _HASH, _CLA = ("num_hash_layers",), ("use_cla", "cla_share_factor")
-_ONE_DENSE, _THREE_DENSE = leading(None, 1), leading(None, 3)
+_ONE_DENSE, _THREE_DENSE = first_layers(None, 1), first_layers(None, 3)
 
 
 def _chunked(config: Config, depth: int) -> Kinds | None:
@@ -110,7 +110,7 @@ def _windows_before_mixtures(config: Config, depth: int) -> Kinds | None:
 def _exaone(config: Config, depth: int) -> Kinds | None:
     if config.get("sliding_window", 4096) is None:
         return None
-    return every("sliding_window_pattern", 4).of(config, depth)
+    return every_nth("sliding_window_pattern", 4).of(config, depth)
 
 
 def _sparsity(config: Config, depth: int) -> Kinds:
@@ -224,14 +224,14 @@ def _lfm3(i: int, depth: int) -> str:
 JAMBA = (
     Rule(
         "attention or Mamba",
-        offset("attn_layer_period", "attn_layer_offset", FULL, LINEAR, (8, 4)),
+        every_nth_from("attn_layer_period", "attn_layer_offset", FULL, LINEAR, (8, 4)),
         ("attn_layer_period", "attn_layer_offset"),
         ("attn_layer_period", "attn_layer_offset"),
         listed=False,
     ),
     Rule(
         MLPS,
-        offset("expert_layer_period", "expert_layer_offset", SPARSE, DENSE, (2, 1)),
+        every_nth_from("expert_layer_period", "expert_layer_offset", SPARSE, DENSE, (2, 1)),
         ("expert_layer_period", "expert_layer_offset"),
         ("expert_layer_period", "expert_layer_offset"),
         listed=False,
@@ -239,12 +239,12 @@ JAMBA = (
 )
 RECURRENT_GEMMA = Rule(
     "temporal block",
-    repeated("block_types", ("recurrent", "recurrent", "attention")),
+    repeated_pattern("block_types", ("recurrent", "recurrent", "attention")),
     ("block_types",),
     listed=False,
-    written=lambda kinds: {"block_types": kinds},
+    as_settings=lambda kinds: {"block_types": kinds},
 )
-CROSS_ATTENTION = every(
+CROSS_ATTENTION = every_nth(
     "cross_attention_frequency",
     2,
     "with cross-attention",
@@ -254,72 +254,72 @@ CROSS_ATTENTION = every(
     listed=False,
 )
 
-_TABLE: dict[str, tuple[Rule, ...]] = {
+_RULES: dict[str, tuple[Rule, ...]] = {
     "afmoe": (
-        every("global_attn_every_n_layers", 4),
-        leading("num_dense_layers", 1, listed=False),
+        every_nth("global_attn_every_n_layers", 4),
+        first_layers("num_dense_layers", 1, listed=False),
     ),
     "axk1": (sparse_from(1, listed=True),),
-    "axk2": (sparse_from(1, listed=True), alike("indexed_attention")),
+    "axk2": (sparse_from(1, listed=True), all_of_kind("indexed_attention")),
     "bailing_hybrid": (
-        every("layer_group_size", 6, FULL, LINEAR),
-        leading("first_k_dense_replace", 2),
+        every_nth("layer_group_size", 6, FULL, LINEAR),
+        first_layers("first_k_dense_replace", 2),
     ),
-    "beam": (every(None, 6, last=FULL), _THREE_DENSE),
+    "beam": (every_nth(None, 6, last=FULL), _THREE_DENSE),
     "blip_2_qformer instructblip_qformer instructblipvideo_qformer": (CROSS_ATTENTION,),
-    "cohere2": (every("sliding_window_pattern", 4),),
+    "cohere2": (every_nth("sliding_window_pattern", 4),),
     "cohere2_moe": (
         Rule(
             LAYERS,
             _windows_before_mixtures,
             ("first_k_dense_replace", "sliding_window_pattern"),
         ),
-        leading("first_k_dense_replace", 0),
+        first_layers("first_k_dense_replace", 0),
     ),
     "cwm granite_swa granitemoe_swa": (_FOURTH_FIRST,),
-    "deepseek_v2": (leading("first_k_dense_replace", 0, listed=False),),
-    "deepseek_v3": (leading("first_k_dense_replace", 3, listed=False),),
-    "glm4_moe glm4v_moe glm4v_moe_text": (leading("first_k_dense_replace", 1, listed=False),),
-    "mistral4": (leading("first_k_dense_replace", 0, listed=False),),
-    "dots1": (window_beyond(62, None), leading("first_k_dense_replace", 0, listed=False)),
-    "deepseek_v32": (leading("first_k_dense_replace", 3), alike("indexed_attention")),
+    "deepseek_v2": (first_layers("first_k_dense_replace", 0, listed=False),),
+    "deepseek_v3": (first_layers("first_k_dense_replace", 3, listed=False),),
+    "glm4_moe glm4v_moe glm4v_moe_text": (first_layers("first_k_dense_replace", 1, listed=False),),
+    "mistral4": (first_layers("first_k_dense_replace", 0, listed=False),),
+    "dots1": (windows_from(62, None), first_layers("first_k_dense_replace", 0, listed=False)),
+    "deepseek_v32": (first_layers("first_k_dense_replace", 3), all_of_kind("indexed_attention")),
     "deepseek_v4": (
-        unless("compress_ratios", numbered(_compressed)),
+        unless_listed("compress_ratios", by_layer_number(_compressed)),
         Rule(MLPS, _hash_first, _HASH, _HASH),
     ),
     "diffusion_gemma_text gemma4_unified_text gemma4_text gemma4 gemma4_unified": (
-        every(None, 6, last=FULL),
+        every_nth(None, 6, last=FULL),
         _KV_SHARED,
     ),
-    "dots3_note_text": (numbered(_windows_of_dots), sparse_from(1, listed=True)),
-    "embedding_gemma2_text": (every("sliding_window_pattern", 6, last=FULL),),
+    "dots3_note_text": (by_layer_number(_windows_of_dots), sparse_from(1, listed=True)),
+    "embedding_gemma2_text": (every_nth("sliding_window_pattern", 6, last=FULL),),
     "ernie4_5_moe": (sparse_interval(),),
     "ernie4_5_vl_moe_text hy_v3 glm4_moe_lite": (_ONE_DENSE,),
     "exaone4": (Rule(LAYERS, _exaone, ("sliding_window_pattern",)),),
     "exaone_moe": (
         Rule(LAYERS, _exaone, ("sliding_window_pattern",)),
-        leading("first_k_dense_replace", 1),
+        first_layers("first_k_dense_replace", 1),
     ),
-    "flint": (numbered(_flint), sparse_steps(dense=(0, 1))),
-    "gemma2 gpt_oss t5_gemma_module vaultgemma": (PARITY,),
-    "gemma3 gemma3_text t5gemma2_text t5gemma2_decoder": (every("sliding_window_pattern", 6),),
+    "flint": (by_layer_number(_flint), sparse_steps(dense=(0, 1))),
+    "gemma2 gpt_oss t5_gemma_module vaultgemma": (ALTERNATING,),
+    "gemma3 gemma3_text t5gemma2_text t5gemma2_decoder": (every_nth("sliding_window_pattern", 6),),
     "gemma3n gemma3n_text": (
-        every(None, 5),
+        every_nth(None, 5),
         Rule("activation_sparsity_pattern", _sparsity),
-        borrowing("num_kv_shared_layers", 15),
+        sharing_last("num_kv_shared_layers", 15),
     ),
     "glm5_next_text": (
-        every(None, 4, "indexed_attention", LINEAR),
+        every_nth(None, 4, "indexed_attention", LINEAR),
         _THREE_DENSE,
         _INDEXERS,
     ),
     "glm_moe_dsa": (
-        leading("first_k_dense_replace", 3),
-        alike("indexed_attention"),
+        first_layers("first_k_dense_replace", 3),
+        all_of_kind("indexed_attention"),
         _INDEXERS,
     ),
     "hy_v4": (
-        alike("indexed_attention"),
+        all_of_kind("indexed_attention"),
         _ONE_DENSE,
         replace(
             _INDEXERS,
@@ -329,18 +329,21 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
             keys=(),
         ),
     ),
-    "inkling_text": (Rule(LAYERS, _inkling, ("local_layer_ids",)), leading("dense_mlp_idx", 0)),
-    "inkling2_text": (every(None, 6, "hybrid", "hybrid_sliding"),),
+    "inkling_text": (
+        Rule(LAYERS, _inkling, ("local_layer_ids",)),
+        first_layers("dense_mlp_idx", 0),
+    ),
+    "inkling2_text": (every_nth(None, 6, "hybrid", "hybrid_sliding"),),
     "jamba": JAMBA,
     "kimi_linear": (
         Rule(LAYERS, _kimi, ("linear_attn_config",)),
-        leading("first_k_dense_replace", 1),
+        first_layers("first_k_dense_replace", 1),
     ),
-    "kolibri1": (every(None, 5),),
-    "laguna": (_ONE_DENSE, alike(FULL)),
-    "lfm2_moe": (leading("num_dense_layers", 2, listed=False),),
-    "lfm3": (numbered(_lfm3),),
-    "lfm3_vl_vision": (numbered(lambda i, depth: "conv" if i < 2 or i % 2 else FULL),),
+    "kolibri1": (every_nth(None, 5),),
+    "laguna": (_ONE_DENSE, all_of_kind(FULL)),
+    "lfm2_moe": (first_layers("num_dense_layers", 2, listed=False),),
+    "lfm3": (by_layer_number(_lfm3),),
+    "lfm3_vl_vision": (by_layer_number(lambda i, depth: "conv" if i < 2 or i % 2 else FULL),),
     "llama4_text llama4": (
         _ROPE,
         Rule(LAYERS, _chunked, ("no_rope_layers", "no_rope_layer_interval")),
@@ -349,74 +352,82 @@ _TABLE: dict[str, tuple[Rule, ...]] = {
             _mixtures_of_llama4,
             ("interleave_moe_layer_step", "moe_layers"),
             listed=False,
-            written=lambda kinds: {"moe_layers": [i for i, k in enumerate(kinds) if k == SPARSE]},
+            as_settings=lambda kinds: {
+                "moe_layers": [i for i, k in enumerate(kinds) if k == SPARSE]
+            },
         ),
     ),
     "mimo_v2_flash": (
-        numbered(lambda i, depth: FULL if i == 0 or (i + 1) % 6 == 0 else SLIDING),
+        by_layer_number(lambda i, depth: FULL if i == 0 or (i + 1) % 6 == 0 else SLIDING),
         _ONE_DENSE,
     ),
-    "minimax": (every(None, 2, LINEAR, FULL),),
+    "minimax": (every_nth(None, 2, LINEAR, FULL),),
     "mistral_large4_text": (
         _ROPE,
-        leading("first_k_dense_replace", 1),
-        alike("indexed_attention"),
+        first_layers("first_k_dense_replace", 1),
+        all_of_kind("indexed_attention"),
         _INDEXERS,
     ),
-    "modernbert modernbert-decoder": (every("global_attn_every_n_layers", 3, shift=0),),
-    "muse_glimmer_text muse_spark_text": (numbered(_fourth_from_the_end),),
-    "muse_glimmer_vision muse_spark_vision": (every(None, 4, FULL, "window_attention", last=FULL),),
-    "neomme": (every(None, 6, last=FULL),),
+    "modernbert modernbert-decoder": (every_nth("global_attn_every_n_layers", 3, shift=0),),
+    "muse_glimmer_text muse_spark_text": (by_layer_number(_fourth_from_the_end),),
+    "muse_glimmer_vision muse_spark_vision": (
+        every_nth(None, 4, FULL, "window_attention", last=FULL),
+    ),
+    "neomme": (every_nth(None, 6, last=FULL),),
     "nllb-moe": (_nllb("encoder"), _nllb("decoder")),
-    "olmo3": (every(None, 4),),
-    "olmo_hybrid": (every(None, 4, FULL, LINEAR),),
+    "olmo3": (every_nth(None, 4),),
+    "olmo_hybrid": (every_nth(None, 4, FULL, LINEAR),),
     "pegasus_x": (
-        every(None, 2, "staggered", "aligned", name="blocks of local attention", listed=False),
+        every_nth(None, 2, "staggered", "aligned", name="blocks of local attention", listed=False),
     ),
     "qwen2 qwen3 qwen2_5_omni_text qwen2_5_omni_talker qwen3_omni_moe_talker_code_predictor": (
-        window_beyond(28),
+        windows_from(28),
     ),
-    "deepseek_ocr2_encoder": (window_beyond(28),),
-    "qwen2_vl qwen2_vl_text qwen2_5_vl qwen2_5_vl_text": (window_beyond(80),),
-    "qwen2_moe": (window_within(28), sparse_steps()),
+    "deepseek_ocr2_encoder": (windows_from(28),),
+    "qwen2_vl qwen2_vl_text qwen2_5_vl qwen2_5_vl_text": (windows_from(80),),
+    "qwen2_moe": (alternating_windows_until(28), sparse_steps()),
     "qwen3_5_text qwen3_5_moe_text": (_LINEAR_BUT_FOURTH,),
     "qwen3_moe qwen3_vl_moe_text qwen3_omni_moe_text qwen3_omni_moe_talker_text": (sparse_steps(),),
     "qwen3_next": (_LINEAR_BUT_FOURTH, sparse_steps()),
-    "qwen4_exp_text": (every("full_attention_interval", 4, "indexed_attention", LINEAR),),
+    "qwen4_exp_text": (every_nth("full_attention_interval", 4, "indexed_attention", LINEAR),),
     "recurrent_gemma": (RECURRENT_GEMMA,),
     "smollm3": (
         _ROPE,
         Rule(LAYERS, _window_without_rope, ("no_rope_layers", "no_rope_layer_interval")),
     ),
-    "step3p5": (alike(FULL), unless("moe_layers_enum", _THREE_DENSE)),
+    "step3p5": (all_of_kind(FULL), unless_listed("moe_layers_enum", _THREE_DENSE)),
     "switch_transformers": (_switch("encoder"), _switch("decoder")),
-    "ultrabert": (unless("attention_windows", every(None, 3)),),
-    "unlimited_ocr_text": (leading("first_k_dense_replace", 1),),
+    "ultrabert": (unless_listed("attention_windows", every_nth(None, 3)),),
+    "unlimited_ocr_text": (first_layers("first_k_dense_replace", 1),),
     "zamba": (Rule("layers_block_type", _zamba, ("attn_layer_period", "attn_layer_offset")),),
 }
 
-FAMILIES: dict[str, tuple[Rule, ...]] = {
-    family: rules for families, rules in _TABLE.items() for family in families.split()
+RULES_BY_FAMILY: dict[str, tuple[Rule, ...]] = {
+    family: rules for families, rules in _RULES.items() for family in families.split()
 }
 
-_OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
-    ("sliding_window_pattern", every("sliding_window_pattern", 6), "Gemma 3"),
-    ("global_attn_every_n_layers", every("global_attn_every_n_layers", 3, shift=0), "ModernBERT"),
+_KEY_RULES: tuple[tuple[str, Rule, str], ...] = (
+    ("sliding_window_pattern", every_nth("sliding_window_pattern", 6), "Gemma 3"),
+    (
+        "global_attn_every_n_layers",
+        every_nth("global_attn_every_n_layers", 3, shift=0),
+        "ModernBERT",
+    ),
     (
         "dense_attention_every_n_layers",
-        every("dense_attention_every_n_layers", 2, FULL, "block-sparse attention"),
+        every_nth("dense_attention_every_n_layers", 2, FULL, "block-sparse attention"),
         "Phi-3-small",
     ),
     ("full_attention_interval", _LINEAR_BUT_FOURTH, "Qwen 3-Next"),
     ("layer_group_size", Rule(LAYERS, _groups, ("layer_group_size",)), "Ling-linear"),
     ("no_rope_layer_interval", _ROPE, "SmolLM 3"),
     ("first_k_dense_replace", sparse_from(0, listed=False), "DeepSeek"),
-    ("num_dense_layers", leading("num_dense_layers", 0), "LFM 2 MoE"),
+    ("num_dense_layers", first_layers("num_dense_layers", 0), "LFM 2 MoE"),
     ("moe_layer_interval", sparse_interval(), "Ernie 4.5"),
     ("decoder_sparse_step", sparse_steps(), "Qwen 2 MoE"),
     (
         "interleave_moe_layer_step",
-        every("interleave_moe_layer_step", 1, SPARSE, DENSE, name=MLPS),
+        every_nth("interleave_moe_layer_step", 1, SPARSE, DENSE, name=MLPS),
         "Llama 4",
     ),
     ("attn_layer_period", JAMBA[0], "Jamba"),
@@ -428,17 +439,17 @@ _OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
     ),
     (
         "moe_layer_frequency",
-        every("moe_layer_frequency", 1, SPARSE, DENSE, name=MLPS),
+        every_nth("moe_layer_frequency", 1, SPARSE, DENSE, name=MLPS),
         "Arctic",
     ),
     (
         "moe_every_n_layers",
-        every("moe_every_n_layers", 0, SPARSE, DENSE, shift=-1, name=MLPS),
+        every_nth("moe_every_n_layers", 0, SPARSE, DENSE, shift=-1, name=MLPS),
         "nomic-embed-text-v2",
     ),
     ("block_types", RECURRENT_GEMMA, "RecurrentGemma"),
     ("cross_attention_frequency", CROSS_ATTENTION, "BLIP-2"),
-    ("use_sliding_window", window_beyond(28), "Qwen 2"),
+    ("use_sliding_window", windows_from(28), "Qwen 2"),
     ("num_kv_shared_layers", _KV_SHARED, "Gemma 3n"),
     ("num_hash_layers", Rule(MLPS, _hash_first, _HASH, _HASH), "DeepSeek V4"),
     (
@@ -452,8 +463,9 @@ _OF_KEYS: tuple[tuple[str, Rule, str], ...] = (
         "Hymba",
     ),
 )
-KEYS: dict[str, Rule] = {
-    key: replace(rule, listed=False, written=None, like=like) for key, rule, like in _OF_KEYS
+RULES_BY_KEY: dict[str, Rule] = {
+    key: replace(rule, listed=False, as_settings=None, from_family=from_family)
+    for key, rule, from_family in _KEY_RULES
 }
 """Rules by a distinctive key, for families not in the table; whether such families read a list
 instead of the rule is unknown."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_LISTS = """
+_PER_LAYER = """
     activation_sparsity_pattern attention_layers attention_types attention_window attention_windows
     attn_layers attn_type_list block_configs block_repeats block_sizes compress_ratios
     ffn_multipliers hybrid_layer_pattern hybrid_override_pattern index_topk_pattern indexer_types
@@ -21,12 +21,12 @@ _LISTS = """
     num_key_value_heads_per_layer num_kv_heads num_query_heads partial_rotary_factors
     sliding_windows swiglu_limits swiglu_limits_shared value_dim
 """
-LISTS = frozenset(_LISTS.split())
+PER_LAYER_KEYS = frozenset(_PER_LAYER.split())
 """Keys of lists, or of strings with one letter per layer, that have one entry per layer."""
 
 ALIASES = {"layer_types": "layers_block_type", "layers_block_type": "layer_types"}
 
-_NO_LISTS = re.compile(
+_UNRELATED_LISTS = re.compile(
     r"token|label|quantile|architecture|lang|suppress|decoder_ids|mean|std|kernel|stride|dilat|padd"
     r"|channel|conv|ratio|rates|section|factor|grid|shape|lags|cardinal|threshold|bandwidth|coef"
     r"|class|names|modules|exclu|bins|dims?$|sizes?$|levels|points|multiplier|embed|resolution"
@@ -35,13 +35,13 @@ _NO_LISTS = re.compile(
 )
 """Keys of lists that never have one entry per layer, even if the length fits."""
 
-_NUMBERS = re.compile(
+_NUMBER_LIST_KEY = re.compile(
     r"(^|_)(layers|layers_enum|layer_ids?|layer_idxs?|layer_indices|layer_indexes|att(ention|n)_idxs?"
     r"|attn_layer_indices|attn_indexes|block_ids|block_idxs?|block_indexes|block_indices"
     r"|attention_blocks|bskcn_[1-4])$"
 )
 
-TAPS: Mapping[str, int] = {
+OUTPUT_KEYS: Mapping[str, int] = {
     "deepstack_visual_indexes": 0,
     "extract_layers": 0,
     "intermediate_hidden_state_indices": 0,
@@ -53,13 +53,13 @@ TAPS: Mapping[str, int] = {
 """Keys of layers whose outputs are used elsewhere, with the number of layer 0's output (1 if 0 is
 the input of the first layer). Each entry has its own weights or columns, so none may be dropped."""
 
-STAGES = frozenset({"stage_names", "out_features", "_out_features"})
+STAGE_KEYS = frozenset({"stage_names", "out_features", "_out_features"})
 """The same by name: ``stem`` is the input, ``stage1`` the output of layer 0."""
 
-WIDTHS = ("depths", "hidden_sizes", "embed_dims", "stage_out_channels", "conv_dim")
+WIDTH_KEYS = ("depths", "hidden_sizes", "embed_dims", "stage_out_channels", "conv_dim")
 """Lists with one entry per stage, for models whose stages have different widths."""
 
-VISION_TAPS: Mapping[str, int] = {
+VISION_OUTPUT_KEYS: Mapping[str, int] = {
     "insert_layer_id": 0,
     "mm_vision_select_layer": 1,
     "select_layer": 1,
@@ -68,16 +68,16 @@ VISION_TAPS: Mapping[str, int] = {
 }
 """The same for the vision tower, anywhere in the configuration."""
 
-WORD_TAPS: Mapping[str, int] = {"accept_hidden_layer": 1}
+TEXT_OUTPUT_KEYS: Mapping[str, int] = {"accept_hidden_layer": 1}
 """The same for the main tower: what Qwen-Omni's talker takes from the thinker."""
 
 KNOWN_FROM_ONE = frozenset({"kda_layers", "full_attn_layers"})
 """Keys of layer numbers that usually count from 1 (Kimi-Linear's ``linear_attn_config``)."""
 
-SHARING = frozenset({"kv_source_layers", "kv_reuse_group"})
+SHARING_KEYS = frozenset({"kv_source_layers", "kv_reuse_group"})
 """Keys for the layer whose keys and values a layer uses."""
 
-PREDICTING = (
+PREDICTOR_KEYS = (
     "num_nextn_predict_layers",
     "num_mtp_layers",
     "mtp_num_layers",
@@ -85,28 +85,28 @@ PREDICTING = (
 )
 """Keys that count layers that predict further tokens and belong to no stack."""
 
-WHOLE = ("max_window_layers", "mtp_base_layer_idx")
+WHOLE_DEPTH_KEYS = ("max_window_layers", "mtp_base_layer_idx")
 """Keys that equal the depth if they mean all layers."""
 
-LONGEST_AMBIGUOUS = 3
+MAX_AMBIGUOUS_ENTRIES = 3
 """Lists with at most this many entries under unknown keys are assumed unrelated to layers."""
 
 
-def is_one_a_layer(key: str, value: object, depth: int) -> bool:
+def is_per_layer(key: str, value: object, depth: int) -> bool:
     """Whether a setting has one entry for each of ``depth`` layers."""
-    if key in TAPS or key in VISION_TAPS or key in STAGES:
+    if key in OUTPUT_KEYS or key in VISION_OUTPUT_KEYS or key in STAGE_KEYS:
         return False
     if key == "attention_types":
         return entries(key, value, depth) is not None
     if isinstance(value, str):
-        return key in LISTS and len(value) == depth
+        return key in PER_LAYER_KEYS and len(value) == depth
     if not isinstance(value, list) or len(value) != depth:
         return False
-    if key in LISTS:
+    if key in PER_LAYER_KEYS:
         return True
-    if _NUMBERS.search(key) or key in SHARING:
+    if _NUMBER_LIST_KEY.search(key) or key in SHARING_KEYS:
         return False
-    return depth > LONGEST_AMBIGUOUS and not _NO_LISTS.search(key)
+    return depth > MAX_AMBIGUOUS_ENTRIES and not _UNRELATED_LISTS.search(key)
 
 
 def entries(key: str, value: Any, depth: int) -> list[Any] | None:
@@ -117,7 +117,7 @@ def entries(key: str, value: Any, depth: int) -> list[Any] | None:
     return list(value)[:depth] if whole else None
 
 
-def encoded(key: str, old: Any, new: Sequence[Any], depth: int) -> Any:
+def encoded_entries(key: str, old: Any, new: Sequence[Any], depth: int) -> Any:
     """New entries in the form of ``old``; entries of ``old`` beyond ``depth`` (for layers that
     predict further tokens) are kept at the end."""
     if key == "attention_types":
@@ -135,16 +135,21 @@ def _expanded(value: Any) -> Any:
         return None
 
 
-def numbers(key: str, place: Mapping[str, Any], depth: int) -> list[int] | None:
+def numbers(key: str, section: Mapping[str, Any], depth: int) -> list[int] | None:
     """The layer numbers, from 0, in a setting that lists some of ``depth`` layers; ``None`` if it
     is something else."""
-    value = place.get(key)
-    if not _NUMBERS.search(key) or key in LISTS or key in TAPS or key in VISION_TAPS:
+    value = section.get(key)
+    if (
+        not _NUMBER_LIST_KEY.search(key)
+        or key in PER_LAYER_KEYS
+        or key in OUTPUT_KEYS
+        or key in VISION_OUTPUT_KEYS
+    ):
         return None
     items = as_numbers(value)
     if not items and value != []:
         return None
-    first = first_number(key, place, depth)
+    first = first_number(key, section, depth)
     found = [item - first for item in items]
     right = len(set(found)) == len(found) and all(0 <= i < depth for i in found)
     return found if right else None
@@ -160,15 +165,15 @@ def as_numbers(value: object) -> list[int]:
     return list(items) if isinstance(items, list) and whole else []
 
 
-def first_number(key: str, place: Mapping[str, Any], depth: int) -> int:
-    """The number of the first layer in the list ``key`` of ``place``.
+def first_number(key: str, section: Mapping[str, Any], depth: int) -> int:
+    """The number of the first layer in the list ``key`` of ``section``.
 
     It is 1 if the list contains the depth, or for keys known to count from 1, unless it or a
     related list contains a 0.
     """
     known = key in KNOWN_FROM_ONE
     lists = KNOWN_FROM_ONE if known else {key}
-    found = {item for name in lists for item in as_numbers(place.get(name))}
+    found = {item for name in lists for item in as_numbers(section.get(name))}
     return int((known or depth in found) and 0 not in found)
 
 

@@ -6,29 +6,33 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergeloom.planners.output.layers.alike import refuse_stages, refuse_unexplained
-from mergeloom.planners.output.layers.constants import keep_constants
+from mergeloom.planners.output.layers.constants import preserve_constants
 from mergeloom.planners.output.layers.counts import set_counts, set_predictors
-from mergeloom.planners.output.layers.entries import follow_layers
-from mergeloom.planners.output.layers.homes import at
-from mergeloom.planners.output.layers.kinds import bring_window, keep_kinds, warn_of_mixtures
-from mergeloom.planners.output.layers.stack import Edit, Restacked, Rewritten
-from mergeloom.planners.output.layers.taps import follow_sharing, follow_taps, keep_sharing
+from mergeloom.planners.output.layers.entries import rewrite_entries
+from mergeloom.planners.output.layers.kinds import preserve_kinds, take_window, warn_of_mixed_kinds
+from mergeloom.planners.output.layers.layer_outputs import (
+    check_sharing,
+    renumber_outputs,
+    renumber_sharing,
+)
+from mergeloom.planners.output.layers.locations import object_at
+from mergeloom.planners.output.layers.stack import Edit, RestackedTower, RewrittenConfig
+from mergeloom.planners.output.layers.unexplained import refuse_stages, refuse_unexplained
 
 
-def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Rewritten:
+def rewrite_layers(config: Mapping[str, Any], towers: Sequence[RestackedTower]) -> RewrittenConfig:
     """Rewrite the donor's ``config`` for an output with other layers.
 
     Counts, lists and rules are adjusted; what cannot be adjusted is refused or warned about.
     """
-    result = Rewritten(copy.deepcopy(dict(config)))
+    result = RewrittenConfig(copy.deepcopy(dict(config)))
     for tower in towers:
         edit = Edit(result, tower, towers)
-        warn_of_mixtures(edit)
+        warn_of_mixed_kinds(edit)
         set_predictors(edit)
-        if tower.unchanged:
+        if tower.is_unchanged:
             continue
-        if tower.donor.home is None:
+        if tower.donor.location is None:
             if tower.depth != tower.donor.depth:
                 edit.refuse(
                     f"the config.json of '{tower.donor.model}' has no object that describes "
@@ -38,13 +42,13 @@ def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Re
                 )
             continue
         set_counts(edit)
-        follow_layers(edit)
-        follow_taps(edit)
-        shares = follow_sharing(edit)
-        bring_window(edit)
-        keep_kinds(edit, shares)
-        keep_sharing(edit)
-        keep_constants(edit)
+        rewrite_entries(edit)
+        renumber_outputs(edit)
+        shares = renumber_sharing(edit)
+        take_window(edit)
+        preserve_kinds(edit, shares)
+        check_sharing(edit)
+        preserve_constants(edit)
         _repeat(edit)
         refuse_unexplained(edit)
         refuse_stages(edit)
@@ -53,11 +57,11 @@ def rewrite_layers(config: Mapping[str, Any], towers: Sequence[Restacked]) -> Re
 
 def _repeat(edit: Edit) -> None:
     """Apply the same changes to objects that repeat the tower's settings."""
-    home = edit.donor.home
-    for path, _ in home.others if home is not None else ():
-        other = at(edit.result.config, path)
-        for key, value in edit.place.items():
-            if key not in edit.donor.place:
+    location = edit.donor.location
+    for path, _ in location.repetitions if location is not None else ():
+        other = object_at(edit.result.config, path)
+        for key, value in edit.section.items():
+            if key not in edit.donor.section:
                 other.setdefault(key, copy.deepcopy(value))
-            elif value != edit.donor.place[key] and other.get(key) == edit.donor.place[key]:
+            elif value != edit.donor.section[key] and other.get(key) == edit.donor.section[key]:
                 other[key] = copy.deepcopy(value)

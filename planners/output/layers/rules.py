@@ -31,14 +31,14 @@ class Rule:
     """One property of layers that depends on their number.
 
     ``name`` is the property. If ``listed``, it is also the key of a list with one entry per layer
-    that transformers reads instead, if present; otherwise ``written``, if given, returns settings
-    equivalent to a list of kinds. ``keys`` are the settings the rule depends on; ``thresholds``
-    are those that count layers or are layer numbers, and may be changed for another stack.
-    ``last`` is the kind that the class forces on the last layer. A rule with a ``side`` applies
-    only to the encoder or decoder of an object that describes both. A rule with ``sharing`` says
-    which layers use what it names, of the last layer of their kind that has it: those of kind
-    ``own``.
-    ``like`` is the family that a rule is from, if the model's own family is unknown.
+    that transformers reads instead, if present; otherwise ``as_settings``, if given, returns
+    settings equivalent to a list of kinds. ``keys`` are the settings the rule depends on;
+    ``thresholds`` are those that count layers or are layer numbers, and may be changed for another
+    stack. ``last`` is the kind that the class forces on the last layer. A rule with a ``side``
+    applies only to the encoder or decoder of an object that describes both. A rule with ``sharing``
+    says which layers use what it names, of the last layer of their kind that has it: those of kind
+    ``own``. ``from_family`` is the family that a rule is from, if the model's own family is
+    unknown.
     """
 
     name: str
@@ -48,16 +48,16 @@ class Rule:
     listed: bool = True
     last: str | None = None
     side: str | None = None
-    written: Callable[[Kinds], Mapping[str, Any]] | None = None
+    as_settings: Callable[[Kinds], Mapping[str, Any]] | None = None
     sharing: str = ""
     own: str = OWN
-    like: str = ""
+    from_family: str = ""
 
     def settings(self, kinds: Kinds) -> Mapping[str, Any] | None:
         """Settings that give each layer its kind without the rule; ``None`` if there are none."""
         if self.listed:
             return {self.name: kinds}
-        return None if self.written is None else self.written(kinds)
+        return None if self.as_settings is None else self.as_settings(kinds)
 
     def of(self, config: Config, depth: int) -> Kinds | None:
         """One kind per layer, or ``None`` if the rule does not apply."""
@@ -68,7 +68,7 @@ class Rule:
         """The rule's settings with their values, for messages."""
         found = [f"{key} {config[key]}" for key in self.keys if config.get(key) is not None]
         said = ", ".join(found) or "a rule of its architecture"
-        return f"{said} (as in {self.like})" if self.like else said
+        return f"{said} (as in {self.from_family})" if self.from_family else said
 
 
 def integer(config: Config, key: str | None, default: int) -> int:
@@ -77,7 +77,7 @@ def integer(config: Config, key: str | None, default: int) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
-def every(
+def every_nth(
     key: str | None,
     default: int,
     at: Any = FULL,
@@ -99,7 +99,7 @@ def every(
     return Rule(name, kinds, (key,) if key else (), (), listed, last)
 
 
-def leading(
+def first_layers(
     key: str | None,
     default: int,
     first: Any = DENSE,
@@ -118,7 +118,7 @@ def leading(
     return Rule(name, kinds, own, own, listed)
 
 
-def borrowing(key: str, default: int) -> Rule:
+def sharing_last(key: str, default: int) -> Rule:
     """The last n layers use the keys and values of others (Gemma 3n)."""
 
     def kinds(config: Config, depth: int) -> Kinds:
@@ -130,12 +130,12 @@ def borrowing(key: str, default: int) -> Rule:
     )
 
 
-def numbered(test: Callable[[int, int], Any], *, name: str = LAYERS) -> Rule:
+def by_layer_number(test: Callable[[int, int], Any], *, name: str = LAYERS) -> Rule:
     """Kinds by layer number and depth alone."""
     return Rule(name, lambda config, depth: [test(i, depth) for i in range(depth)])
 
 
-def unless(key: str, rule: Rule) -> Rule:
+def unless_listed(key: str, rule: Rule) -> Rule:
     """A rule that applies unless the list ``key`` gives the kinds layer by layer."""
 
     def kinds(config: Config, depth: int) -> Kinds | None:
@@ -144,7 +144,7 @@ def unless(key: str, rule: Rule) -> Rule:
     return replace(rule, kinds=kinds)
 
 
-def alike(kind: str, *, name: str = LAYERS) -> Rule:
+def all_of_kind(kind: str, *, name: str = LAYERS) -> Rule:
     """All layers of one kind, unless a list says otherwise."""
     return Rule(name, lambda config, depth: [kind] * depth)
 
@@ -178,12 +178,12 @@ def sparse_steps(dense: Sequence[int] = ()) -> Rule:
             return None
         return [DENSE if i in only or (i + 1) % step else SPARSE for i in range(depth)]
 
-    def written(kinds: Kinds) -> Mapping[str, Any]:
+    def as_settings(kinds: Kinds) -> Mapping[str, Any]:
         listed = [i for i, kind in enumerate(kinds) if kind == DENSE]
         return {"decoder_sparse_step": 1, "mlp_only_layers": listed}
 
     keys = ("decoder_sparse_step", "mlp_only_layers")
-    return Rule(MLPS, kinds, keys, (), listed=False, written=written)
+    return Rule(MLPS, kinds, keys, (), listed=False, as_settings=as_settings)
 
 
 def sparse_interval() -> Rule:
@@ -214,7 +214,7 @@ def _bound(
     return integer(config, key, default)
 
 
-def window_beyond(default: int, switch: str | None = "use_sliding_window") -> Rule:
+def windows_from(default: int, switch: str | None = "use_sliding_window") -> Rule:
     """Sliding windows from layer ``max_window_layers`` on (Qwen 2 and 3), if enabled."""
 
     def kinds(config: Config, depth: int) -> Kinds:
@@ -226,7 +226,7 @@ def window_beyond(default: int, switch: str | None = "use_sliding_window") -> Ru
     return Rule(LAYERS, kinds, ("max_window_layers",), ("max_window_layers",))
 
 
-def window_within(default: int) -> Rule:
+def alternating_windows_until(default: int) -> Rule:
     """Sliding windows in every other layer before ``max_window_layers`` (Qwen 2 MoE), if
     enabled."""
 
@@ -238,7 +238,9 @@ def window_within(default: int) -> Rule:
     return Rule(LAYERS, kinds, ("max_window_layers",), ("max_window_layers",))
 
 
-def offset(period: str, start: str, at: Any, elsewhere: Any, defaults: tuple[int, int]) -> KindsOf:
+def every_nth_from(
+    period: str, start: str, at: Any, elsewhere: Any, defaults: tuple[int, int]
+) -> KindsOf:
     """Every n-th layer, starting at one of the first n, is ``at`` (Jamba)."""
 
     def kinds(config: Config, depth: int) -> Kinds | None:
@@ -250,7 +252,7 @@ def offset(period: str, start: str, at: Any, elsewhere: Any, defaults: tuple[int
     return kinds
 
 
-def repeated(key: str, default: Sequence[str]) -> KindsOf:
+def repeated_pattern(key: str, default: Sequence[str]) -> KindsOf:
     """Kinds that are a short list repeated over all layers (RecurrentGemma)."""
 
     def kinds(config: Config, depth: int) -> Kinds | None:

@@ -10,22 +10,22 @@ from typing import Any
 from mergeloom.engine.base.errors import Finding
 from mergeloom.engine.base.records import dataclass
 from mergeloom.planners.output.layers.described import Description
-from mergeloom.planners.output.layers.homes import Path, at, inner
+from mergeloom.planners.output.layers.locations import Path, object_at, paths_about
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class SourceLayer:
     """A source layer: a layer of a tower of some model."""
 
-    of: Description
+    description: Description
     layer: int
 
     def __str__(self) -> str:
-        return f"layer {self.layer} of '{self.of.model}'"
+        return f"layer {self.layer} of '{self.description.model}'"
 
 
 @dataclass(frozen=True, slots=True)
-class Restacked:
+class RestackedTower:
     """The layers of one tower of the output: ``origins[i]`` is the source layer of output layer i
     (the donor's, if it is among the merged ones), ``merged[i]`` all layers it is merged from.
     ``donor`` is the tower of the model that provides the configuration. ``beyond`` is the number
@@ -33,8 +33,8 @@ class Restacked:
 
     name: str
     donor: Description
-    origins: tuple[Origin, ...]
-    merged: tuple[tuple[Origin, ...], ...] = ()
+    origins: tuple[SourceLayer, ...]
+    merged: tuple[tuple[SourceLayer, ...], ...] = ()
     beyond: int = 0
 
     @property
@@ -43,14 +43,14 @@ class Restacked:
         return len(self.origins)
 
     @property
-    def unchanged(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether the source of every output layer is the donor's layer of the same number."""
-        own = [origin.layer if origin.of is self.donor else -1 for origin in self.origins]
+        own = [origin.layer if origin.description is self.donor else -1 for origin in self.origins]
         return own == list(range(self.donor.depth))
 
 
 @dataclass(frozen=True)
-class Rewritten:
+class RewrittenConfig:
     """A rewritten configuration, with notes and findings.
 
     ``notes`` describe changes and ``warnings`` doubts, one line each; ``refusals`` say why the
@@ -67,9 +67,9 @@ class Rewritten:
 class Edit:
     """Rewriting of the settings of ``tower``, one of ``towers``, in a configuration."""
 
-    result: Rewritten
-    tower: Restacked
-    towers: Sequence[Restacked]
+    result: RewrittenConfig
+    tower: RestackedTower
+    towers: Sequence[RestackedTower]
 
     @property
     def donor(self) -> Description:
@@ -78,28 +78,32 @@ class Edit:
     @property
     def path(self) -> Path:
         """The path of the object that describes the tower."""
-        return self.donor.home.path if self.donor.home is not None else ()
+        return self.donor.location.path if self.donor.location is not None else ()
 
     @property
-    def place(self) -> dict[str, Any]:
+    def section(self) -> dict[str, Any]:
         """The object that describes the tower, in its current state."""
-        found: dict[str, Any] = at(self.result.config, self.path)
+        found: dict[str, Any] = object_at(self.result.config, self.path)
         return found
 
-    def inner(self) -> list[Path]:
+    def paths(self) -> list[Path]:
         """Relative paths of objects about this tower only."""
-        home = self.donor.home
-        if home is None or not home.head:
+        location = self.donor.location
+        if location is None or not location.takes_unnamed:
             return []
-        return list(inner(self.donor.config, home, [other.donor.home for other in self.towers]))
+        return list(
+            paths_about(
+                self.donor.config, location, [other.donor.location for other in self.towers]
+            )
+        )
 
     def set(self, path: Path, key: str, value: Any, said: str | None = None) -> None:
         """Set ``key`` of the object at the absolute ``path``, and add a note."""
-        place = at(self.result.config, path)
-        if key in place and place[key] == value and type(place[key]) is type(value):
+        section = object_at(self.result.config, path)
+        if key in section and section[key] == value and type(section[key]) is type(value):
             return
-        old = _short(place[key]) if key in place else "not given"
-        place[key] = copy.deepcopy(value)
+        old = _short(section[key]) if key in section else "not given"
+        section[key] = copy.deepcopy(value)
         said = said or f"{old} -> {_short(value)}"
         self.result.notes.append(f"{name(path, key)}: {said}")
 

@@ -4,7 +4,7 @@ import pytest
 
 from mergeloom.engine.base.dtypes import BF16, F16
 from mergeloom.engine.base.errors import ConfigError, Place, Severity
-from mergeloom.planners.config.findings import check_known
+from mergeloom.planners.config.findings import refuse_unknown
 from mergeloom.planners.config.load import parse_config
 
 WRONG = {
@@ -248,7 +248,7 @@ def test_a_configuration_is_read_into_records() -> None:
     assert [str(source.model) for source in part.sources] == ["a/b@main", "c/d@x+e/f"]
     assert [source.layer_range for source in part.sources] == [(0, 4), (1, 5)]
     assert (document.dtype, document.out_dtype) == (BF16, F16)
-    assert [str(reference) for reference in document.references()] == [
+    assert [str(reference) for reference in document.merged_models()] == [
         "a/b",
         "a/b@main",
         "c/d@x+e/f",
@@ -350,10 +350,10 @@ def test_keys_without_effect_are_warnings_and_with_strict_errors(case: str) -> N
     assert warning.severity is Severity.WARNING
     strict = {"unknown-key", "unknown-parameter", "misplaced"}
     if warning.code not in strict:
-        check_known([warning])
+        refuse_unknown([warning])
         return
     with pytest.raises(ConfigError) as caught:
-        check_known([warning])
+        refuse_unknown([warning])
     assert str(caught.value) == str(warning).replace(", it is ignored", "")  # it is not
     assert [each.severity for each in caught.value.findings] == [Severity.ERROR]
 
@@ -424,7 +424,7 @@ tokenizer:
         "y": ("d", 7, False, False),
         "z": (None, None, False, False),
     }
-    assert [str(reference) for reference in document.mentioned()] == ["a", "b/c@v1", "d"]
+    assert [str(reference) for reference in document.named_models()] == ["a", "b/c@v1", "d"]
     (empty,) = parse_config("merge_method: linear\nmodels: [a]\ntokenizer: {}").documents
     assert empty.tokenizer is not None
     assert empty.tokenizer.source == "union"

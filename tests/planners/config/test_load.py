@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mergeloom.engine.base.errors import ConfigError
 from mergeloom.planners.config.findings import Findings
-from mergeloom.planners.config.load import config_from, load_config, parse_config
+from mergeloom.planners.config.load import config_from_data, load_config, parse_config
 from mergeloom.planners.config.model_reference import Location, ModelReference, parse_reference
 from mergeloom.planners.config.yaml_values import load_documents
 
@@ -76,7 +76,7 @@ def test_python_data_is_a_configuration() -> None:
         "dtype": torch.bfloat16,
         "out_dtype": np.dtype("float32"),
     }
-    (document,) = config_from(data).documents
+    (document,) = config_from_data(data).documents
     assert (str(document.dtype), str(document.out_dtype)) == ("bfloat16", "float32")
     first, second = document.modules[None].slices[0].sources
     assert (str(first.model), document.name) == ("a/b", "3")
@@ -86,11 +86,11 @@ def test_python_data_is_a_configuration() -> None:
         ConfigError,
         match=r"config: models\[0\].x: a configuration cannot have a value of type object",
     ):
-        config_from({"models": [{"x": object()}]})
+        config_from_data({"models": [{"x": object()}]})
     loop: dict[str, object] = {}
     loop["x"] = loop
     with pytest.raises(ConfigError, match="too deeply"):
-        config_from(loop)
+        config_from_data(loop)
 
 
 def test_a_configuration_is_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

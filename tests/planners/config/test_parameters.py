@@ -9,7 +9,7 @@ from mergeloom.engine.base.errors import ConfigError
 from mergeloom.methods.declare import Method, Parameter
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.parameter_blocks import read_parameters
-from mergeloom.planners.config.parameters import Level, Parameters, at_gradient, resolve
+from mergeloom.planners.config.parameters import Level, Parameters, gradient_value, resolve
 from mergeloom.planners.config.yaml_values import load_documents
 
 T = Parameter("t", float, "place between the models", 0.0, 0.0, 1.0)
@@ -41,13 +41,13 @@ def test_gradients_interpolate_linearly(values: list[float], t: float) -> None:
         expected = values[0]
     else:
         expected = float(np.interp(t, np.linspace(0, 1, len(values)), values))
-    assert at_gradient(values, t) == pytest.approx(expected, abs=1e-9)
+    assert gradient_value(values, t) == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_ends_of_a_gradient_are_exact() -> None:
-    assert at_gradient([0.1, 0.7, 0.3], 0.0) == 0.1
-    assert at_gradient([0.1, 0.7, 0.3], 0.5) == 0.7
-    assert at_gradient([0.1, 0.7, 0.3], 1.0) == 0.3
+    assert gradient_value([0.1, 0.7, 0.3], 0.0) == 0.1
+    assert gradient_value([0.1, 0.7, 0.3], 0.5) == 0.7
+    assert gradient_value([0.1, 0.7, 0.3], 1.0) == 0.3
 
 
 def test_the_first_filter_that_admits_a_name_wins() -> None:

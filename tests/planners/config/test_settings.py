@@ -9,7 +9,7 @@ import pytest
 from mergeloom.engine.base.errors import ConfigError
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.load import parse_config
-from mergeloom.planners.config.settings import parse_setting, setting_of
+from mergeloom.planners.config.settings import parse_setting, setting_from_value
 from mergeloom.planners.config.yaml_values import load_documents
 
 TEXT = """# of mine
@@ -25,7 +25,11 @@ dtype: bfloat16
 def effective(*settings: str, text: str = TEXT) -> Any:
     found = parse_config(text, "merge.yml", settings=[parse_setting(each) for each in settings])
     values = load_documents(found.text, "again", Findings())
-    return [value.plain() for value in values] if len(values) > 1 else values[0].plain()
+    return (
+        [value.without_places() for value in values]
+        if len(values) > 1
+        else values[0].without_places()
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,13 +89,13 @@ def test_settings_select_documents_by_number() -> None:
 
 
 def test_python_data_are_settings_too() -> None:
-    setting = setting_of("parameters.t", [0, 0.5])
+    setting = setting_from_value("parameters.t", [0, 0.5])
     assert parse_config(TEXT, settings=[setting]).documents[0].parameters.entries["t"][0].value == (
         0,
         0.5,
     )
-    assert setting_of("dtype", None).value == ""
-    assert setting_of("name", "yes").value == "'yes'"  # stays a text
+    assert setting_from_value("dtype", None).value == ""
+    assert setting_from_value("name", "yes").value == "'yes'"  # stays a text
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_other_kinds_are_refused_by_name(
         ({"init_lora_weights": "pissa_niter_4"}, "also changes the base model"),
         ({"target_parameters": ["experts.down_proj"]}, "parameters of experts"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
-        ({"r": 3}, "is not rank 3"),
+        ({"r": 3}, "in the adapter's configuration is 3"),
         ({"lora_alpha": "x"}, "'lora_alpha' is 'x', not a positive number"),
         ({"alpha_pattern": {"((a*)*)*q": 1}}, "too complex"),
     ],

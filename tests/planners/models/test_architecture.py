@@ -17,7 +17,7 @@ def names(prefix: str, layers: int, *suffixes: str) -> list[str]:
 
 def infer(names: list[str], config: dict[str, Any]) -> Architecture:
     """The architecture of matrices with these names."""
-    return architecture.infer(dict.fromkeys(names, (32, 8)), config)
+    return architecture.infer_architecture(dict.fromkeys(names, (32, 8)), config)
 
 
 BLOCK = ("attn.q.weight", "attn.k.weight", "mlp.weight", "norm.weight")
@@ -290,9 +290,9 @@ def test_a_final_norm_with_the_name_of_one_before_the_layers() -> None:
 def test_equal_names_are_analysed_once() -> None:
     found = dict.fromkeys([*names("layers.", 3, *BLOCK), "embed_tokens.weight"], (32, 8))
     config = {"num_hidden_layers": 3, "text_config": {"vocab_size": 32}, "_name_or_path": "a"}
-    inferred = architecture.Inferred()
+    inferred = architecture.ArchitectureCache()
     first = inferred(found, config)
-    assert first == architecture.infer(found, config)
+    assert first == architecture.infer_architecture(found, config)
     assert inferred(dict(found), config | {"_name_or_path": "b", "rope_theta": 1.0}) is first
     others: list[tuple[dict[str, tuple[int, ...]], dict[str, Any]]] = [
         (dict(reversed(found.items())), config),
@@ -304,4 +304,4 @@ def test_equal_names_are_analysed_once() -> None:
     for shapes, settings in others:
         again = inferred(shapes, settings)
         assert again is not first
-        assert again == architecture.infer(shapes, settings)
+        assert again == architecture.infer_architecture(shapes, settings)

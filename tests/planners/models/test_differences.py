@@ -9,14 +9,14 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from mergeloom.planners.models.class_defaults import class_defaults
-from mergeloom.planners.models.differences import differences
+from mergeloom.planners.models.differences import config_differences
 from scripts.fixtures.class_defaults import defaults_of
 
 EFFECT = "the output uses the first, also for layers of the others"
 
 
 def found(a: dict[str, Any], b: dict[str, Any], **more: dict[str, Any]) -> list[str]:
-    return [difference.text for difference in differences("a", {"a": a, "b": b, **more})]
+    return [difference.text for difference in config_differences("a", {"a": a, "b": b, **more})]
 
 
 def test_values_that_layers_compute_with_are_reported() -> None:
@@ -207,7 +207,7 @@ def test_values_adjusted_for_the_output_do_not_differ() -> None:
     adjusted = {"scale_depth": 1.6, "sliding_window": 64}
 
     def named(other: dict[str, Any]) -> list[str]:
-        return [d.text for d in differences("a", {"a": one, "b": other}, adjusted)]
+        return [d.text for d in config_differences("a", {"a": one, "b": other}, adjusted)]
 
     assert named({**other, "sliding_window": 64}) == []
     (line,) = named({"scale_depth": 1.2, "sliding_window": 64})
@@ -228,7 +228,9 @@ def test_classes_are_named() -> None:
 
 def test_values_that_split_weights_differently_are_reported() -> None:
     def cuts(a: dict[str, Any], b: dict[str, Any]) -> list[bool]:
-        return [difference.cuts for difference in differences("a", {"a": a, "b": b})]
+        return [
+            difference.is_incompatible for difference in config_differences("a", {"a": a, "b": b})
+        ]
 
     assert cuts({"num_attention_heads": 8}, {"num_attention_heads": 4}) == [True]
     assert cuts({"n_head": 8}, {"n_head": 4}) == [True]

@@ -19,7 +19,7 @@ from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Method, TensorMerge
 from mergeloom.planners.models.model import OutputTensor
-from mergeloom.planners.output.linear_weights import divide
+from mergeloom.planners.output.linear_weights import choose_quantised
 from mergeloom.planners.output.schemes import SCHEMES
 from mergeloom.report.terminal.console import text_of
 from mergeloom.report.terminal.run import render_outcome
@@ -296,9 +296,9 @@ def test_experts_without_a_known_format_are_not_quantised(
         name = f"{module}.{'gate_up_proj' if last == 'up' else 'down_proj'}"
         load = builder.load(source, 0, BF16, shape, name)
         tensors[name] = OutputTensor(name, builder.merge([load], Copy(), name), BF16)
-    division = divide(tensors, {}, SCHEMES["fp8_block"])
-    assert not division.coded
-    assert all(says in why for why in division.plain.values())
+    division = choose_quantised(tensors, {}, SCHEMES["fp8_block"])
+    assert not division.quantised
+    assert all(says in why for why in division.unquantised.values())
 
 
 class _ByTorch(Kernel):

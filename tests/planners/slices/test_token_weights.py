@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mergeloom.planners.models.token_weights import declared_tied, makes_words
+from mergeloom.planners.models.token_weights import has_token_head, is_declared_tied
 from tests.planners.slices.tiny import (
     LLAVA,
     Tensors,
@@ -60,7 +60,7 @@ def test_a_stored_head_equal_to_the_embedding_is_tied_if_declared(tmp_path: Path
     assert loaded(tmp_path / "out", "LlamaForCausalLM").config.tie_word_embeddings is True
 
 
-def test_a_stored_head_equal_to_the_embedding_is_written_unless_declared_tied(
+def test_a_stored_head_equal_to_the_embedding_is_written_unless_is_declared_tied(
     tmp_path: Path,
 ) -> None:
     """The class may not tie them by itself."""
@@ -129,15 +129,15 @@ def test_the_outermost_tying_declaration_counts(tmp_path: Path) -> None:
 
 def test_tying_and_heads_are_read_from_the_configuration() -> None:
     tied = {"tie_word_embeddings": True}
-    assert declared_tied({"tie_word_embeddings": False, "text_config": tied}) is False
-    assert declared_tied({"thinker_config": {"text_config": tied}}) is True
-    assert declared_tied({"vision_config": tied}) is None
+    assert is_declared_tied({"tie_word_embeddings": False, "text_config": tied}) is False
+    assert is_declared_tied({"thinker_config": {"text_config": tied}}) is True
+    assert is_declared_tied({"vision_config": tied}) is None
     headless = ["LlamaModel", "Qwen2ForRewardModel", "T5EncoderModel", "BertForTokenClassification"]
     talking = ["GPT2LMHeadModel", "OpenAIGPTDoubleHeadsModel", "T5ForConditionalGeneration", None]
     for name in [*headless, *talking]:
-        assert makes_words({"architectures": name and [name]}) is (name in talking), name
+        assert has_token_head({"architectures": name and [name]}) is (name in talking), name
     llm = {"architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": True}
-    assert makes_words({"architectures": ["InternVLChatModel"], "llm_config": llm})
+    assert has_token_head({"architectures": ["InternVLChatModel"], "llm_config": llm})
 
 
 @pytest.mark.parametrize(
@@ -201,4 +201,4 @@ def test_a_weight_under_several_names_is_merged_once(tmp_path: Path, all_names: 
 
 
 def test_what_luke_ties_is_no_head_over_tokens() -> None:
-    assert declared_tied({"model_type": "luke", "tie_word_embeddings": True}) is None
+    assert is_declared_tied({"model_type": "luke", "tie_word_embeddings": True}) is None

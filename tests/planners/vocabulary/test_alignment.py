@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from mergeloom.planners.vocabulary.alignment import (
     Alignment,
-    NamedRow,
+    RowSetting,
     Vocabulary,
-    padded,
-    union,
+    round_up,
+    united_ids,
 )
 
 A = Vocabulary("a", {"x": 0, "y": 1, "lost": 7}, 4)
@@ -23,11 +23,11 @@ C = Vocabulary("c", {"z": 0, "only": 1}, 2)
 def aligned(
     models: Sequence[Vocabulary],
     base: int | None,
-    named: dict[str, NamedRow] | None = None,
+    named: dict[str, RowSetting] | None = None,
     rows: int | None = None,
 ) -> tuple[dict[str, int], Alignment]:
     with_rows = [{t: n for t, n in model.ids.items() if n < model.rows} for model in models]
-    ids = union(with_rows[0], with_rows[1:])
+    ids = united_ids(with_rows[0], with_rows[1:])
     for token in named or {}:
         ids.setdefault(token, max(ids.values()) + 1)
     count = rows or max(ids.values()) + 1
@@ -35,7 +35,7 @@ def aligned(
 
 
 def test_a_union_keeps_the_first_ids() -> None:
-    found = union({"x": 0, "y": 3}, [{"z": 1, "y": 0}, {"w": 5, "q": 2}])
+    found = united_ids({"x": 0, "y": 3}, [{"z": 1, "y": 0}, {"w": 5, "q": 2}])
     assert found == {"x": 0, "y": 3, "z": 4, "q": 5, "w": 6}
 
 
@@ -53,7 +53,7 @@ def test_missing_rows_come_from_the_base_the_only_owner_or_the_mean() -> None:
     assert origin(2, "x") == ("base", ((0, 0),))
     assert origin(0, "only") == ("only", ((2, 1),))
     assert origin(0, "z") == ("mean", ((1, 2), (2, 0)))
-    assert found.count(2, everyone) == {"own": 2, "base": 2}
+    assert found.count_origins(2, everyone) == {"own": 2, "base": 2}
 
 
 def test_only_models_with_the_table_lend_rows() -> None:
@@ -65,9 +65,9 @@ def test_only_models_with_the_table_lend_rows() -> None:
 
 def test_a_configuration_may_name_rows() -> None:
     named = {
-        "x": NamedRow(None, force=True),
-        "z": NamedRow((1, 0)),
-        "new": NamedRow((2, 1)),
+        "x": RowSetting(None, force=True),
+        "z": RowSetting((1, 0)),
+        "new": RowSetting((2, 1)),
     }
     ids, found = aligned([A, B, C], 0, named)
     everyone = range(3)
@@ -81,18 +81,18 @@ def test_a_model_that_fits_is_left_alone() -> None:
     _, same = aligned(
         [Vocabulary("a", {"x": 0, "y": 1}, 2), Vocabulary("b", {"y": 1, "x": 0}, 2)], 0
     )
-    assert not same.changes(0)
-    assert not same.changes(1)
+    assert not same.is_rearranged(0)
+    assert not same.is_rearranged(1)
     _, longer = aligned([Vocabulary("a", {"x": 0, "y": 1}, 5)], 0)
-    assert longer.changes(0)
+    assert longer.is_rearranged(0)
     assert list(longer.plan(0, [0]).maps[0]) == [0, 1]
 
 
 def test_the_output_is_padded_to_a_multiple_and_rows_of_padding_are_counted() -> None:
-    assert [padded(5, None), padded(5, 4), padded(8, 4)] == [5, 8, 8]
+    assert [round_up(5, None), round_up(5, 4), round_up(8, 4)] == [5, 8, 8]
     _, found = aligned([A, B], 0, rows=8)
     assert found.plan(0, [0, 1]).padding == 5
-    assert found.count(0, [0, 1])["padding"] == 5
+    assert found.count_origins(0, [0, 1])["padding"] == 5
 
 
 TOKENS = "abcdef"

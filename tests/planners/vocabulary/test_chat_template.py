@@ -12,7 +12,7 @@ from mergeloom.engine.base.errors import ConfigError
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.config.yaml_values import Place, Value
 from mergeloom.planners.vocabulary.builtin_templates import TEMPLATES
-from mergeloom.planners.vocabulary.chat_template import choose, template_files, template_of
+from mergeloom.planners.vocabulary.chat_template import choose_template, template_files, template_of
 
 PLACE = Place("config.yml", 3, "chat_template")
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -88,7 +88,7 @@ def test_the_template_of_a_model_is_found_in_any_file(where: str, tmp_path: Path
 
 def chosen(text: object, *directories: Path, relative_to: Path | None = None) -> str | None:
     templates = map(template_of, map(LocalFolder, directories))
-    return choose(Value(text, PLACE), templates, LocalFolder(relative_to or Path(), False))
+    return choose_template(Value(text, PLACE), templates, LocalFolder(relative_to or Path(), False))
 
 
 def test_auto_chooses_the_most_common_template(tmp_path: Path) -> None:

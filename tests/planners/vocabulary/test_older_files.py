@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Library
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.vocabulary import older_files
-from mergeloom.planners.vocabulary.tokenizer import library_text, read_tokenizer
+from mergeloom.planners.vocabulary.tokenizer import read_tokenizer, tokenizer_json_text
 from tests.planners.vocabulary.tokenizers import OTHER, TEXTS
 
 TIKTOKEN = b"".join(base64.b64encode(bytes([byte])) + f" {byte}\n".encode() for byte in range(256))
@@ -70,7 +70,7 @@ def test_a_sentencepiece_model_tokenizes_as_sentencepiece_does(kind: str, tmp_pa
     theirs = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
     pieces = {theirs.id_to_piece(number): number for number in range(len(theirs))}
     assert pieces.items() <= found.ids.items()
-    library = Library.from_str(library_text(LocalFolder(tmp_path)))
+    library = Library.from_str(tokenizer_json_text(LocalFolder(tmp_path)))
     for text in TEXTS[:2]:
         assert library.encode(text, add_special_tokens=False).ids == theirs.encode(text)
 
@@ -87,7 +87,7 @@ def test_a_tiktoken_file_tokenizes_as_tiktoken_does(tmp_path: Path) -> None:
     theirs = tiktoken.Encoding(
         "small", pat_str=r" ?\w+|\W", mergeable_ranks=ranks, special_tokens={}
     )
-    library = Library.from_str(library_text(LocalFolder(tmp_path)))
+    library = Library.from_str(tokenizer_json_text(LocalFolder(tmp_path)))
     for text in ("the winter there", "naïve façade"):
         assert library.encode(text, add_special_tokens=False).ids == theirs.encode(text)
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.planners import support
-from tests.planners.vocabulary.test_written import united
+from tests.planners.vocabulary.test_changed_files import united
 from tests.planners.vocabulary.tokenizers import OTHER, SPECIAL, TEXTS, add, tokenizer, train
 
 FILES = ("tokenizer.json", "tokenizer_config.json")

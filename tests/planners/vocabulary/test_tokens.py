@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import LocalFolder
-from mergeloom.planners.vocabulary.tokens import vocabulary
+from mergeloom.planners.vocabulary.tokens import read_vocabulary
 
 
 def tokenizer(directory: Path, tokens: list[str], added: list[str] = [], **more: object) -> None:  # noqa: B006
@@ -23,23 +23,23 @@ def tokenizer(directory: Path, tokens: list[str], added: list[str] = [], **more:
 
 
 def test_tokens_of_a_tokenizer_json_are_read(tmp_path: Path) -> None:
-    assert vocabulary(LocalFolder(tmp_path)) is None
+    assert read_vocabulary(LocalFolder(tmp_path)) is None
     tokenizer(tmp_path, ["a", "b"], ["<s>"])
-    assert vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1, "<s>": 2}
+    assert read_vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1, "<s>": 2}
     settings = {"added_tokens_decoder": {"3": {"content": "<pad>"}}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1, "<s>": 2, "<pad>": 3}
+    assert read_vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1, "<s>": 2, "<pad>": 3}
     document = {"model": {"vocab": [["x", -1.0], ["y", -2.0]]}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    assert vocabulary(LocalFolder(tmp_path)) == {"x": 0, "y": 1, "<pad>": 3}
+    assert read_vocabulary(LocalFolder(tmp_path)) == {"x": 0, "y": 1, "<pad>": 3}
 
 
 def test_tokens_of_older_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("a\nb\n")
-    assert vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1}
+    assert read_vocabulary(LocalFolder(tmp_path)) == {"a": 0, "b": 1}
     (tmp_path / "vocab.json").write_text(json.dumps({"c": 0}))
     (tmp_path / "added_tokens.json").write_text(json.dumps({"d": 1}))
-    assert vocabulary(LocalFolder(tmp_path)) == {"c": 0, "d": 1}
+    assert read_vocabulary(LocalFolder(tmp_path)) == {"c": 0, "d": 1}
 
 
 def piece(text: str) -> bytes:
@@ -51,7 +51,7 @@ def piece(text: str) -> bytes:
 def test_tokens_of_a_sentencepiece_model_are_read(tmp_path: Path) -> None:
     other = b"\x12\x03\x08\xac\x02"  # another field, with a number of two bytes inside
     (tmp_path / "tokenizer.model").write_bytes(piece("<unk>") + piece("ä") + other + piece("b"))
-    assert vocabulary(LocalFolder(tmp_path)) == {"<unk>": 0, "ä": 1, "b": 2}
+    assert read_vocabulary(LocalFolder(tmp_path)) == {"<unk>": 0, "ä": 1, "b": 2}
 
 
 @given(content=st.binary(max_size=60))
@@ -61,6 +61,6 @@ def test_a_damaged_sentencepiece_model_is_refused(
     directory = tmp_path_factory.mktemp("broken")
     (directory / "tokenizer.model").write_bytes(content)
     with suppress(CheckpointError):  # and nothing else
-        found = vocabulary(LocalFolder(directory))
+        found = read_vocabulary(LocalFolder(directory))
         assert found is not None
         assert all(isinstance(token, str) for token in found)

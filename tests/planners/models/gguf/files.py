@@ -38,8 +38,8 @@ class Kind:
     config: str
     architecture: str
     more: Mapping[str, Any] = field(default_factory=dict)
-    interleaved: bool = False
-    offset_norms: bool = False
+    has_interleaved_rows: bool = False
+    has_offset_norms: bool = False
 
     def model(self, seed: int = 0) -> Any:
         torch.manual_seed(seed)
@@ -52,14 +52,14 @@ class Kind:
 
 TIED = {"tie_word_embeddings": True, "head_dim": 32}
 FAMILIES = {
-    "llama": Kind("Llama", "llama", interleaved=True),
+    "llama": Kind("Llama", "llama", has_interleaved_rows=True),
     "llama-biases": Kind(
-        "Llama", "llama", {"attention_bias": True, "mlp_bias": True}, interleaved=True
+        "Llama", "llama", {"attention_bias": True, "mlp_bias": True}, has_interleaved_rows=True
     ),
-    "mistral": Kind("Mistral", "llama", {"sliding_window": None}, interleaved=True),
+    "mistral": Kind("Mistral", "llama", {"sliding_window": None}, has_interleaved_rows=True),
     "qwen2": Kind("Qwen2", "qwen2"),
     "qwen3": Kind("Qwen3", "qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
-    "gemma": Kind("Gemma", "gemma", TIED, offset_norms=True),
+    "gemma": Kind("Gemma", "gemma", TIED, has_offset_norms=True),
     "gemma2": Kind(
         "Gemma2",
         "gemma2",
@@ -70,20 +70,23 @@ FAMILIES = {
             "attn_logit_softcapping": 30.0,
             "final_logit_softcapping": 20.0,
         },
-        offset_norms=True,
+        has_offset_norms=True,
     ),
     "gemma3": Kind(
         "Gemma3Text",
         "gemma3",
         {**TIED, "query_pre_attn_scalar": 32, "sliding_window": 64},
-        offset_norms=True,
+        has_offset_norms=True,
     ),
     "phi3": Kind("Phi3", "phi3", {"sliding_window": 64}),
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64, "num_experts": 4}
 MIXTURES = {
     "mixtral": Kind(
-        "Mixtral", "llama", {"num_local_experts": 4, "sliding_window": None}, interleaved=True
+        "Mixtral",
+        "llama",
+        {"num_local_experts": 4, "sliding_window": None},
+        has_interleaved_rows=True,
     ),
     "qwen2moe": Kind("Qwen2Moe", "qwen2moe", {**EXPERTS, "shared_expert_intermediate_size": 128}),
     "qwen3moe": Kind("Qwen3Moe", "qwen3moe", {**EXPERTS, "head_dim": 32, "norm_topk_prob": True}),
@@ -112,10 +115,10 @@ def tensors_of(kind: Kind, model: Any) -> dict[str, np.ndarray]:
             values = values[0]
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
         part = stem.rpartition(".")[2]
-        if kind.interleaved and part in heads:
+        if kind.has_interleaved_rows and part in heads:
             split = values.reshape(heads[part], 2, values.shape[0] // heads[part] // 2, -1)
             values = split.swapaxes(1, 2).reshape(values.shape)
-        if kind.offset_norms and stem.endswith("norm"):
+        if kind.has_offset_norms and stem.endswith("norm"):
             values = values + 1
         found[f"{names.get_name(stem)}.{end}"] = values
     return found

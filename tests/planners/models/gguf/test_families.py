@@ -61,7 +61,7 @@ def test_a_file_is_the_model_that_it_was_made_of(name: str, tmp_path: Path) -> N
     model = kind.model()
     path = write_gguf(tmp_path / "small.gguf", kind, model)
     found = loaded(copied(path, tmp_path / "out"))
-    same_weights(found, model, 2e-7 if kind.offset_norms else 0.0)
+    same_weights(found, model, 2e-7 if kind.has_offset_norms else 0.0)
     torch.testing.assert_close(logits(found), logits(model), rtol=0, atol=1e-4)
     assert type(found) is type(model)
 
@@ -170,7 +170,9 @@ def factors(factor: float, theta: float, width: int) -> np.ndarray:
 
 
 def test_factors_of_the_rotary_embedding_become_settings(tmp_path: Path) -> None:
-    kind = Kind("Llama", "llama", {"rope_theta": 500000.0, "head_dim": 64}, interleaved=True)
+    kind = Kind(
+        "Llama", "llama", {"rope_theta": 500000.0, "head_dim": 64}, has_interleaved_rows=True
+    )
     model = kind.model()
     theta = model.config.rope_parameters["rope_theta"]
     more = {"rope_freqs.weight": factors(8.0, theta, 64)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergeloom.planners.models.architecture import infer
+from mergeloom.planners.models.architecture import infer_architecture
 from mergeloom.planners.output.layers.described import Description, describe
 from mergeloom.planners.output.layers.rewrite import rewrite_layers
-from mergeloom.planners.output.layers.stack import Origin, Restacked, Rewritten
+from mergeloom.planners.output.layers.stack import RestackedTower, RewrittenConfig, SourceLayer
 
 Config = dict[str, Any]
 BLOCK = (".attn.q.weight", ".attn.k.weight", ".mlp.weight", ".norm.weight")
@@ -22,32 +22,37 @@ def model(config: Config, depths: Mapping[str, int], name: str = "m") -> list[De
     names += [
         f"{prefix}{i}{part}" for prefix, n in depths.items() for i in range(n) for part in BLOCK
     ]
-    towers = {tower.prefix: tower for tower in infer(dict.fromkeys(names, (8, 8)), config).towers}
+    towers = {
+        tower.prefix: tower
+        for tower in infer_architecture(dict.fromkeys(names, (8, 8)), config).towers
+    }
     return describe(name, config, [towers[prefix] for prefix in depths])
 
 
 def restacked(
     config: Config, depths: Mapping[str, int], origins: Mapping[str, Sequence[int]]
-) -> Rewritten:
+) -> RewrittenConfig:
     """``config`` after towers were stacked: ``origins`` are the layers that they are made of, by
     prefix; towers that are not named stay as they are."""
     donors = model(config, depths)
     towers = []
     for donor in donors:
         layers = origins.get(donor.tower.prefix, range(donor.depth))
-        made = tuple(Origin(donor, layer) for layer in layers)
-        towers.append(Restacked(donor.tower.prefix, donor, made))
+        made = tuple(SourceLayer(donor, layer) for layer in layers)
+        towers.append(RestackedTower(donor.tower.prefix, donor, made))
     return rewrite_layers(config, towers)
 
 
-def stacked(config: Config, origins: Sequence[int], prefix: str = "model.layers.") -> Rewritten:
+def stacked(
+    config: Config, origins: Sequence[int], prefix: str = "model.layers."
+) -> RewrittenConfig:
     """``config``, of a model with one tower of as many layers as it counts, after stacking."""
     text = config.get("text_config", config)
     depth = next(text[key] for key in ("num_hidden_layers", "num_layers", "n_layer") if key in text)
     return restacked(config, {prefix: depth}, {prefix: origins})
 
 
-def ok(rewritten: Rewritten) -> Config:
+def ok(rewritten: RewrittenConfig) -> Config:
     """The configuration, which nothing speaks against."""
     assert rewritten.refusals == []
     assert rewritten.warnings == []

@@ -3,18 +3,18 @@ from __future__ import annotations
 import pytest
 
 from mergeloom.planners.output.layers.rewrite import rewrite_layers
-from mergeloom.planners.output.layers.stack import Origin, Restacked, Rewritten
+from mergeloom.planners.output.layers.stack import RestackedTower, RewrittenConfig, SourceLayer
 from tests.planners.output.layers.support import Config, model, ok, restacked, stacked
 
 
-def two(a: Config, b: Config, origins: list[tuple[int, int]]) -> Rewritten:
+def two(a: Config, b: Config, origins: list[tuple[int, int]]) -> RewrittenConfig:
     """A stack of layers (model, layer) of two models; the configuration is the first one's."""
     models = [
         model(config, {"model.layers.": config["num_hidden_layers"]}, name)[0]
         for config, name in ((a, "a"), (b, "b"))
     ]
-    made = tuple(Origin(models[number], layer) for number, layer in origins)
-    return rewrite_layers(a, [Restacked("default", models[0], made)])
+    made = tuple(SourceLayer(models[number], layer) for number, layer in origins)
+    return rewrite_layers(a, [RestackedTower("default", models[0], made)])
 
 
 def test_each_entry_is_from_the_model_that_the_layer_is_from() -> None:

@@ -10,7 +10,7 @@ import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mergeloom.planners.output.layers.rewrite import rewrite_layers
-from mergeloom.planners.output.layers.stack import Origin, Restacked
+from mergeloom.planners.output.layers.stack import RestackedTower, SourceLayer
 from tests.planners.output.layers.support import Config, model, ok, restacked, stacked
 
 TEXT = "model.language_model.layers."
@@ -196,8 +196,8 @@ def test_kinds_that_only_another_models_rule_gives_are_refused() -> None:
     """Hunyuan shares keys and values between layers where ``use_cla`` says so."""
     (donor,) = model(hub("hunyuan", use_cla=False, cla_share_factor=2), {"model.layers.": 8})
     (other,) = model(hub("hunyuan", use_cla=True, cla_share_factor=2), {"model.layers.": 8}, "b")
-    made = tuple(Origin(other, i) for i in range(8))
-    refusals = rewrite_layers(donor.config, [Restacked("default", donor, made)]).refusals
+    made = tuple(SourceLayer(other, i) for i in range(8))
+    refusals = rewrite_layers(donor.config, [RestackedTower("default", donor, made)]).refusals
     assert "which cross-layer attention the layers of 'b' have" in str(refusals[0])
     assert "that of 'm', which the output gets, has none" in str(refusals[0])
 
@@ -209,8 +209,11 @@ def test_layers_bring_the_window_that_the_donor_has_switched_off() -> None:
     (other,) = model(hub("qwen2", **window), {"model.layers.": 8}, "b")
 
     def stack(layers: Sequence[int]) -> Config:
-        made = (*(Origin(donor, i) for i in range(4)), *(Origin(other, i) for i in layers))
-        return ok(rewrite_layers(donor.config, [Restacked("default", donor, made)]))
+        made = (
+            *(SourceLayer(donor, i) for i in range(4)),
+            *(SourceLayer(other, i) for i in layers),
+        )
+        return ok(rewrite_layers(donor.config, [RestackedTower("default", donor, made)]))
 
     found = stack([2, 3, 4])
     assert found["max_window_layers"] == 5
@@ -225,8 +228,8 @@ def test_layers_with_a_window_need_one_in_the_configuration() -> None:
     kinds = ["sliding_attention", "full_attention"] * 4
     other_config = hub("exaone4", sliding_window=64, layer_types=kinds)
     (other,) = model(other_config, {"model.layers.": 8}, "b")
-    made = (Origin(donor, 0), Origin(other, 1), Origin(other, 2))
-    (refusal,) = rewrite_layers(full, [Restacked("default", donor, made)]).refusals
+    made = (SourceLayer(donor, 0), SourceLayer(other, 1), SourceLayer(other, 2))
+    (refusal,) = rewrite_layers(full, [RestackedTower("default", donor, made)]).refusals
     assert "layer 2 of the output" in refusal.cause
     assert "'sliding_window' is null" in refusal.cause
     assert refusal.remedy == "make 'b' the base model"
@@ -281,7 +284,7 @@ def test_rules_in_the_models_own_code_are_followed(config: Config, kinds: str) -
     other = next(i for i, kind in enumerate(kinds) if kind != kinds[0])
     swapped = [{0: other, other: 0}.get(i, i) for i in range(8)]
     refusal, *_ = map(str, stacked(config, swapped).refusals)
-    assert rule.like in refusal
+    assert rule.from_family in refusal
 
 
 def test_layers_without_keys_and_values_of_their_own_follow_their_group() -> None:
@@ -321,8 +324,8 @@ def test_which_layers_are_dense_where_nothing_is_said() -> None:
 def test_layers_of_different_kinds_merged_into_one_are_warned_about() -> None:
     (donor,) = model(hub("gemma2"), {"model.layers.": 8})
     (other,) = model(hub("gemma2"), {"model.layers.": 8}, "other")
-    made = tuple((Origin(donor, i), Origin(other, i + 1)) for i in range(4))
-    tower = Restacked("default", donor, tuple(pair[0] for pair in made), made)
+    made = tuple((SourceLayer(donor, i), SourceLayer(other, i + 1)) for i in range(4))
+    tower = RestackedTower("default", donor, tuple(pair[0] for pair in made), made)
     (warning,) = rewrite_layers(donor.config, [tower]).warnings
     assert "layer 0 of the output" in warning
     assert "layer 1 of 'other' has 'full_attention'" in warning
@@ -333,8 +336,8 @@ def test_layers_with_other_entries_of_a_list_merged_into_one_are_warned_about() 
     (donor,), (other,) = (
         model(config, {"model.layers.": 8}, n) for n, config in (("m", one), ("b", two))
     )
-    made = tuple((Origin(donor, i), Origin(other, i)) for i in range(8))
-    tower = Restacked("default", donor, tuple(pair[0] for pair in made), made)
+    made = tuple((SourceLayer(donor, i), SourceLayer(other, i)) for i in range(8))
+    tower = RestackedTower("default", donor, tuple(pair[0] for pair in made), made)
     (warning,) = rewrite_layers(donor.config, [tower]).warnings
     assert warning.startswith("layer 7 of the output's 'default' is merged from layers of differen")
     assert warning.endswith("moe_topk: layer 7 of 'm' has 2, layer 7 of 'b' has 1")
@@ -346,8 +349,8 @@ def test_entries_may_be_objects() -> None:
     found = ok(stacked(hub("nemotron-nas", block_configs=blocks), [0, 1, 2, 5, 5]))
     assert found["block_configs"] == [*blocks[:3], blocks[5], blocks[5]]
     (donor,) = model(hub("nemotron-nas", block_configs=blocks), {"model.layers.": 8})
-    made = (Origin(donor, 0), Origin(donor, 1))
-    tower = Restacked("default", donor, made[:1], (made,))
+    made = (SourceLayer(donor, 0), SourceLayer(donor, 1))
+    tower = RestackedTower("default", donor, made[:1], (made,))
     assert "different block_configs" in rewrite_layers(donor.config, [tower]).warnings[0]
 
 
@@ -357,8 +360,8 @@ def test_one_kind_under_two_names_is_one() -> None:
     (donor,), (other,) = (
         model(config, {"model.layers.": 8}, name) for config, name in ((old, "old"), (new, "new"))
     )
-    made = tuple((Origin(donor, i), Origin(other, i)) for i in range(8))
-    tower = Restacked("default", donor, tuple(pair[0] for pair in made), made)
+    made = tuple((SourceLayer(donor, i), SourceLayer(other, i)) for i in range(8))
+    tower = RestackedTower("default", donor, tuple(pair[0] for pair in made), made)
     assert rewrite_layers(donor.config, [tower]).warnings == []
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mergeloom.planners.output.layers.families import FAMILIES, KEYS
+from mergeloom.planners.output.layers.families import RULES_BY_FAMILY, RULES_BY_KEY
 from mergeloom.planners.output.layers.rules import Rule
 
 SETTINGS = {
@@ -31,7 +31,9 @@ SETTINGS = {
 }
 """Values that no class has by default."""
 
-LISTED = [(family, rule) for family, rules in FAMILIES.items() for rule in rules if rule.listed]
+LISTED = [
+    (family, rule) for family, rules in RULES_BY_FAMILY.items() for rule in rules if rule.listed
+]
 
 
 def of_class(family: str, settings: dict[str, Any]) -> Any:
@@ -62,19 +64,21 @@ def test_kinds_by_rule_agree_with_the_class_in_transformers(family: str, rule: R
 @pytest.mark.parametrize("settings", [{}, {"attn_layer_period": 3, "attn_layer_offset": 1}])
 def test_kinds_of_jamba_agree_with_its_class(settings: dict[str, int]) -> None:
     found = of_class("jamba", {"num_hidden_layers": 11, **settings})
-    attention, experts = FAMILIES["jamba"]
+    attention, experts = RULES_BY_FAMILY["jamba"]
     assert attention.of(settings, 11) == list(found.layer_types)
     dense = [kind == "dense" for kind in experts.of(settings, 11) or ()]
     assert dense == [count == 1 for count in found.layers_num_experts]
 
 
 def test_every_family_of_a_rule_is_one_of_transformers() -> None:
-    assert not FAMILIES.keys() - CONFIG_MAPPING.keys()
+    assert not RULES_BY_FAMILY.keys() - CONFIG_MAPPING.keys()
 
 
 def test_a_key_means_the_same_as_in_the_family_it_is_known_from() -> None:
     """Families that are not in the table are read by keys."""
-    kinds = {key: rule.of({key: 3}, 12) for key, rule in KEYS.items() if key != "block_types"}
+    kinds = {
+        key: rule.of({key: 3}, 12) for key, rule in RULES_BY_KEY.items() if key != "block_types"
+    }
     for key, family in (
         ("sliding_window_pattern", "gemma3_text"),
         ("global_attn_every_n_layers", "modernbert"),
@@ -82,5 +86,5 @@ def test_a_key_means_the_same_as_in_the_family_it_is_known_from() -> None:
         ("no_rope_layer_interval", "smollm3"),
         ("first_k_dense_replace", "deepseek_v3"),
     ):
-        rule = next(rule for rule in FAMILIES[family] if key in rule.keys)
+        rule = next(rule for rule in RULES_BY_FAMILY[family] if key in rule.keys)
         assert kinds[key] == rule.of({key: 3}, 12)

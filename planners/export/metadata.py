@@ -35,8 +35,10 @@ def family_of_config(config: Mapping[str, Any], where: str) -> Family:
     return family
 
 
-def values_of(family: Family, config: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
-    """General metadata and that of the model; ``name`` is the model's name in the file.
+def model_metadata(
+    family: Family, config: Mapping[str, Any], name: str, where: str
+) -> dict[str, Any]:
+    """The general metadata, and those of the model; ``name`` is the model's name in the file.
 
     Raises:
         CheckpointError: the configuration lacks a value.
@@ -51,7 +53,7 @@ def values_of(family: Family, config: Mapping[str, Any], name: str, where: str) 
     _check_fixed(family, config, where)
     keys = {**family.required, **family.keys}
     for key, ours in keys.items():
-        value = experts_of(config) if ours == family.experts else config.get(ours)
+        value = number_of_experts(config) if ours == family.experts else config.get(ours)
         if value is None and key in family.required:
             raise CheckpointError(f"'{where}': config.json has no '{ours}'")
         if value is not None:
@@ -63,7 +65,7 @@ def values_of(family: Family, config: Mapping[str, Any], name: str, where: str) 
     found[prefix + "attention.key_length"] = width
     found[prefix + "attention.value_length"] = width
     found[prefix + "vocab_size"] = int(config["vocab_size"])
-    rope = rope_of(config)
+    rope = rope_settings(config)
     part = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     found[prefix + "rope.dimension_count"] = int(width * part)
     found[prefix + "rope.freq_base"] = float(rope.get("rope_theta") or 10000.0)
@@ -85,23 +87,24 @@ def values_of(family: Family, config: Mapping[str, Any], name: str, where: str) 
     return found
 
 
-def experts_of(config: Mapping[str, Any]) -> int | None:
-    """The number of experts in a layer, which transformers has two names for."""
+def number_of_experts(config: Mapping[str, Any]) -> int | None:
+    """The number of experts in a layer; configurations use two names for it. ``None`` if there are
+    none."""
     found = config.get("num_local_experts", config.get("num_experts"))
     return found if type(found) is int else None
 
 
-_IF_NOT_TOLD = {"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []}
-"""What transformers takes for settings of mixtures of experts that a configuration lacks."""
+_CLASS_DEFAULTS = {"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []}
+"""The defaults of transformers for settings of mixtures of experts."""
 
 
 def _check_fixed(family: Family, config: Mapping[str, Any], where: str) -> None:
-    """Check settings that GGUF cannot express, because programs that read it use fixed values.
+    """Check settings for which GGUF has no key, because its readers use fixed values.
 
     Raises:
         CheckpointError: one has another value.
     """
-    for key, default in _IF_NOT_TOLD.items():
+    for key, default in _CLASS_DEFAULTS.items():
         value = config.get(key, default)
         if key in family.fixed and value != family.fixed[key]:
             raise CheckpointError(
@@ -110,8 +113,8 @@ def _check_fixed(family: Family, config: Mapping[str, Any], where: str) -> None:
             )
 
 
-def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the rotary embedding, from either place in the configuration."""
+def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the rotary embedding, from all keys that may have them."""
     found: dict[str, Any] = {}
     if config.get("rope_theta") is not None:
         found["rope_theta"] = config["rope_theta"]
@@ -123,14 +126,14 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def factors_of(config: Mapping[str, Any]) -> dict[str, StoredTensor]:
+def rope_factor_tensors(config: Mapping[str, Any]) -> dict[str, StoredTensor]:
     """Rotary embedding factors that a file stores as tensors, by name in the file."""
-    rope = rope_of(config)
+    rope = rope_settings(config)
     kind = rope.get("rope_type") or rope.get("type")
     if kind == "longrope":
         return {
-            LONG: _list(LONG, rope["long_factor"]),
-            SHORT: _list(SHORT, rope["short_factor"]),
+            LONG: _stored_numbers(LONG, rope["long_factor"]),
+            SHORT: _stored_numbers(SHORT, rope["short_factor"]),
         }
     if kind != "llama3":
         return {}
@@ -149,10 +152,10 @@ def factors_of(config: Mapping[str, Any]) -> dict[str, StoredTensor]:
         else:
             smooth = (original / length - low) / (high - low)
             found.append(1 / ((1 - smooth) / factor + smooth))
-    return {LLAMA3: _list(LLAMA3, found)}
+    return {LLAMA3: _stored_numbers(LLAMA3, found)}
 
 
-def _list(name: str, numbers: list[float]) -> StoredTensor:
+def _stored_numbers(name: str, numbers: list[float]) -> StoredTensor:
     source = MemorySource(struct.pack(f"<{len(numbers)}f", *numbers), name)
     return StoredTensor.at(source, 0, F32, (len(numbers),))
 

@@ -1,12 +1,12 @@
-"""Assembles the sources of a slice, including the base."""
+"""Builds slices: the sources of each, with the base model among them."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from mergeloom.methods.declare import REQUIRED, Base, Method
-from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice, Source
-from mergeloom.planners.config.findings import Findings, placed
+from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice, SourceEntry
+from mergeloom.planners.config.findings import Findings, placing
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
@@ -14,7 +14,7 @@ from mergeloom.planners.slices.slices import LayerSource, Slice, check_lengths, 
 from mergeloom.planners.slices.tensor_plan import check_models
 
 
-class View(Protocol):
+class DocumentModels(Protocol):
     """The models of one document, as used by slices."""
 
     def get(self, reference: ModelReference) -> Model:
@@ -26,14 +26,14 @@ class View(Protocol):
         ...
 
 
-def aligned_slice(
+def build_slice(
     entry: OutputSlice,
     first: int,
     tower: Tower,
     module: Module,
     document: MergeDocument,
     method: Method,
-    models: View,
+    models: DocumentModels,
 ) -> Slice:
     """Build the slice for ``entry``, which starts at layer ``first`` of a tower of the output; its
     sources include the base.
@@ -41,11 +41,11 @@ def aligned_slice(
     Raises:
         ConfigError: the sources do not form a valid slice.
     """
-    with placed(entry.place):
-        return _aligned(entry, first, tower, module, document, method, models)
+    with placing(entry.place):
+        return _slice_of_sources(entry, first, tower, module, document, method, models)
 
 
-def _source(source: Source, tower: Tower, models: View) -> LayerSource:
+def _layer_source(source: SourceEntry, tower: Tower, models: DocumentModels) -> LayerSource:
     """A source model with its layer range."""
     model = models.get(source.model)
     own = models.tower(model, tower)
@@ -53,24 +53,24 @@ def _source(source: Source, tower: Tower, models: View) -> LayerSource:
     return LayerSource(model, own, start, stop, source)
 
 
-def _aligned(
+def _slice_of_sources(
     entry: OutputSlice,
     first: int,
     tower: Tower,
     module: Module,
     document: MergeDocument,
     method: Method,
-    models: View,
+    models: DocumentModels,
 ) -> Slice:
     """The sources of a slice including the base, all with the same number of layers."""
     findings = Findings()
-    found = [findings.attempt(_source, source, tower, models) for source in entry.sources]
+    found = [findings.attempt(_layer_source, source, tower, models) for source in entry.sources]
     findings.check()
     sources = [source for source in found if source is not None]
     reference = entry.base_model or document.base_model
     base = None
     if reference is not None and method.base is Base.NONE:
-        if _joins(reference, entry, module, document, method, models):
+        if _is_merged_too(reference, entry, module, document, method, models):
             model = models.get(reference)
             own = models.tower(model, tower)
             sources.insert(0, LayerSource(model, own, 0, own.layers, None))
@@ -100,17 +100,17 @@ def _aligned(
     return part
 
 
-def _joins(
+def _is_merged_too(
     reference: ModelReference,
     entry: OutputSlice,
     module: Module,
     document: MergeDocument,
     method: Method,
-    models: View,
+    models: DocumentModels,
 ) -> bool:
-    """Whether an unlisted base model is merged like any other, by a method without base.
+    """Whether a base model that is not listed is merged like the others, by a method without base.
 
-    It has no parameters of its own, so required ones must be set at a higher level.
+    It has no parameters of its own, so that required ones must be set at a higher level.
     """
     listed = any(models.get(source.model) is models.get(reference) for source in entry.sources)
     full = method.maximum is not None and len(entry.sources) >= method.maximum
@@ -124,18 +124,18 @@ def warn_of_left_out_base(
     module: Module,
     document: MergeDocument,
     method: Method,
-    models: View,
+    models: DocumentModels,
     findings: Findings,
-    gives: str = "configuration and tokenizer only",
+    contribution: str = "configuration and tokenizer only",
 ) -> None:
-    """Warn of a base model that contributes no weights, only what ``gives`` names."""
+    """Warn of a base model whose weights are not merged; ``contribution`` is what it does give."""
     reference = document.base_model
     if reference is None or method.base is not Base.NONE or not module.whole:
         return
     listed = any(models.get(source.model) is models.get(reference) for source in entry.sources)
-    if not (listed or _joins(reference, entry, module, document, method, models)):
+    if not (listed or _is_merged_too(reference, entry, module, document, method, models)):
         findings.warn(
             document.base_place or document.place,
-            f"'{reference}' gives {gives}",
+            f"'{reference}' gives {contribution}",
             "to merge it too, list it among the models",
         )

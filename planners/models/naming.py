@@ -17,7 +17,7 @@ from collections.abc import Iterable
 _NUMBERS = re.compile(r"\.\d+(?=\.|$)")
 
 
-def clash(one: Iterable[str], other: Iterable[str]) -> tuple[str, str] | None:
+def naming_clash(one: Iterable[str], other: Iterable[str]) -> tuple[str, str] | None:
     """A kind of tensor that only ``one`` has and a kind that only ``other`` has, if both exist.
 
     Names that differ only in numbers (experts) are one kind. If only one set has additional

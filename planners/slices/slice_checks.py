@@ -1,5 +1,7 @@
-"""Checks of slices before their tensors are planned: missing parameters, parameters without effect,
-models listed twice, empty slices."""
+"""Checks slices before their tensors are planned.
+
+They find missing parameters, parameters without effect, models listed twice and empty slices.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def check_required(
         )
 
 
-def warn_of_idle(part: Slice, method: Method, levels: Sequence[Level], findings: Findings) -> None:
+def warn_of_no_effect(
+    part: Slice, method: Method, levels: Sequence[Level], findings: Findings
+) -> None:
     """Warn of settings of a slice without effect, and of models listed twice."""
     base = part.sources[part.base].source if part.base is not None else None
     if base is not None:
@@ -113,7 +117,7 @@ def _warn_of_listed_models(
                     )
 
 
-def warn_of_empty(slices: Sequence[Slice], module: Module, findings: Findings) -> None:
+def warn_of_empty_slices(slices: Sequence[Slice], module: Module, findings: Findings) -> None:
     """Warn of empty slices; if all are empty, that is an error."""
     empty = [part for part in slices if part.length == 0]
     if not empty or module.whole:
@@ -131,12 +135,12 @@ def warn_of_empty(slices: Sequence[Slice], module: Module, findings: Findings) -
         findings.warn(part.entry.place, f"a slice of no layers: {what}", code="empty-slice")
 
 
-_FOR_ALL_LAYERS = re.compile(
+_RELATIVE_POSITIONS = re.compile(
     r"relative_attention_bias|rel_attn_embed|rel_embeddings|rel(ative)?_pos(ition)?_bias"
 )
 """Weights that the attention of every layer of a tower adds: relative positions."""
 
-_BEFORE_ALL = re.compile(_FOR_ALL_LAYERS.pattern + r"|pre_ln|position_bias")
+_BEFORE_ALL = re.compile(_RELATIVE_POSITIONS.pattern + r"|pre_ln|position_bias")
 """Weights that are stored in the first layer and hold for all, or act before all (RWKV)."""
 
 
@@ -166,14 +170,14 @@ def warn_of_ends(tower: Tower, slices: Sequence[Slice], findings: Findings) -> N
                     return
 
 
-def warn_of_positions(tower: Tower, slices: Sequence[Slice], findings: Findings) -> None:
-    """Find layers that get the relative positions of another model than they are from."""
+def warn_of_relative_positions(tower: Tower, slices: Sequence[Slice], findings: Findings) -> None:
+    """Warn of layers that get relative positions from another model than their own."""
     filled = [part for part in slices if part.length]
     if not filled:
         return
     first = filled[0]
     named = [tower.layer_name(0, suffix) for suffix in tower.first]
-    shared = [name for name in (*named, *tower.before) if _FOR_ALL_LAYERS.search(name)]
+    shared = [name for name in (*named, *tower.before) if _RELATIVE_POSITIONS.search(name)]
     owners = list(dict.fromkeys(source.model.name for source in first.sources))
     for part in filled if shared else ():
         others = {source.model.name for source in part.sources} - {*owners}

@@ -12,46 +12,47 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Coded:
+class QuantisedWeight:
     """A quantised weight: ``kernel`` computes its values from ``codes`` and ``side`` inputs.
 
-    With ``turned``, the last two dimensions of the codes are transposed first. ``swapped`` means
-    that the values are the transpose of the model's weight.
+    With ``codes_transposed``, the last two dimensions of the codes are swapped before that. With
+    ``values_transposed``, the values are the transpose of the model's weight.
     """
 
     codes: StoredTensor
     kernel: Dequantise
     side: tuple[StoredTensor, ...]
-    swapped: bool = False
-    turned: bool = False
+    values_transposed: bool = False
+    codes_transposed: bool = False
 
     @property
     def shape(self) -> Shape:
         """The shape of the weight."""
         shape = self.kernel.shape or self.codes.shape
-        return (*shape[:-2], shape[-1], shape[-2]) if self.swapped else shape
+        return (*shape[:-2], shape[-1], shape[-2]) if self.values_transposed else shape
 
     def check(self) -> None:
         """Check that the side inputs match the codes.
 
         Raises:
-            ValueError: it does not.
+            ValueError: they do not.
         """
         shape = self.codes.shape
-        if self.turned:
+        if self.codes_transposed:
             shape = (*shape[:-2], shape[-1], shape[-2])
         self.kernel.output_shape([shape], [each.shape for each in self.side])
 
 
-class Found(NamedTuple):
-    """The weight's name, its value, the tensors it is computed from, and those not needed."""
+class FoundWeight(NamedTuple):
+    """A quantised weight in a checkpoint: its name, its value, the tensors it is computed from, and
+    tensors beside it that are not needed."""
 
     name: str
-    value: Coded
+    value: QuantisedWeight
     used: list[str]
     unused: list[str]
 
 
-def text(shape: Shape) -> str:
+def shape_text(shape: Shape) -> str:
     """A shape as text for messages."""
     return "x".join(map(str, shape)) or "1"

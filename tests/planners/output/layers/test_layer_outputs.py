@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from mergeloom.planners.models.architecture import infer
+from mergeloom.planners.models.architecture import infer_architecture
 from mergeloom.planners.output.layers.described import describe
 from mergeloom.planners.output.layers.rewrite import rewrite_layers
-from mergeloom.planners.output.layers.stack import Origin, Restacked
+from mergeloom.planners.output.layers.stack import RestackedTower, SourceLayer
 from tests.planners.output.layers.support import BLOCK, Config, model, ok, restacked, stacked
 
 VISION, TEXT = "model.visual.blocks.", "model.language_model.layers."
@@ -139,8 +139,8 @@ def test_the_same_factor_is_another_in_a_model_of_another_depth() -> None:
         config = {"model_type": "minicpm3", "num_hidden_layers": depth, "scale_depth": 1.4}
         made.append(*model(config, {"model.layers.": depth}, name))
     (donor, other) = made
-    layers = (Origin(donor, 0), Origin(donor, 1), Origin(other, 8))
-    found = rewrite_layers(donor.config, [Restacked("default", donor, layers)])
+    layers = (SourceLayer(donor, 0), SourceLayer(donor, 1), SourceLayer(other, 8))
+    found = rewrite_layers(donor.config, [RestackedTower("default", donor, layers)])
     assert ["which is 4 in 'm' and 9 in 'b'" in line for line in found.warnings] == [True]
 
 
@@ -194,11 +194,13 @@ def test_a_count_that_counts_within_each_layer_too_cannot_change() -> None:
     config = {"mask_decoder_config": {"model_type": "sam2_mask_decoder", "num_hidden_layers": 2}}
     parts = ("mlp.proj_in.weight", "mlp.proj_out.weight", "attn.weight", "norm.weight")
     names = [f"mask_decoder.transformer.layers.{i}.{part}" for i in range(2) for part in parts]
-    (donor,) = describe("m", config, infer(dict.fromkeys(names, (8, 8)), config).towers)
-    layers = tuple(Origin(donor, i) for i in (0, 1, 1))
-    (refusal,) = rewrite_layers(config, [Restacked("default", donor, layers)]).refusals
+    (donor,) = describe(
+        "m", config, infer_architecture(dict.fromkeys(names, (8, 8)), config).towers
+    )
+    layers = tuple(SourceLayer(donor, i) for i in (0, 1, 1))
+    (refusal,) = rewrite_layers(config, [RestackedTower("default", donor, layers)]).refusals
     assert "within each feed-forward network" in refusal.cause
-    assert not rewrite_layers(config, [Restacked("default", donor, layers[:2])]).refusals
+    assert not rewrite_layers(config, [RestackedTower("default", donor, layers[:2])]).refusals
 
 
 def test_stages_of_several_widths_are_not_stacked() -> None:
@@ -229,10 +231,13 @@ def _refusals(origins: list[int], more: set[int], settings: dict[str, object]) -
     config = {"num_hidden_layers": 4, **settings}
     names = [f"model.layers.{i}{part}" for i in range(4) for part in BLOCK]
     names += [f"model.layers.{i}.mlp.experts.0.weight" for i in more]
-    (donor,) = describe("m", config, infer(dict.fromkeys(names, (8, 8)), config).towers)
-    made = tuple(Origin(donor, layer) for layer in origins)
+    (donor,) = describe(
+        "m", config, infer_architecture(dict.fromkeys(names, (8, 8)), config).towers
+    )
+    made = tuple(SourceLayer(donor, layer) for layer in origins)
     return [
-        str(each) for each in rewrite_layers(config, [Restacked("default", donor, made)]).refusals
+        str(each)
+        for each in rewrite_layers(config, [RestackedTower("default", donor, made)]).refusals
     ]
 
 
@@ -248,13 +253,13 @@ def test_layers_that_differ_without_a_setting_cannot_move() -> None:
 
 def test_tensors_of_only_the_first_or_last_layer_stay_in_place() -> None:
     """It is no part of the layers, which are all alike then."""
-    for place in (0, 3):
-        assert _refusals([0, 1, 0, 2, 3], {place}, {}) == []
-        assert _refusals([1, 2, 3], {place}, {}) == []
+    for section in (0, 3):
+        assert _refusals([0, 1, 0, 2, 3], {section}, {}) == []
+        assert _refusals([1, 2, 3], {section}, {}) == []
     assert _refusals([0, 3, 1, 2], {1}, {}) != []
 
 
-SHARING: Config = {
+SHARING_KEYS: Config = {
     "model_type": "gemma3n_text",
     "num_hidden_layers": 6,
     "num_kv_shared_layers": 2,
@@ -264,12 +269,12 @@ SHARING: Config = {
 
 
 def test_layers_that_reuse_keys_and_values_find_the_same_ones() -> None:
-    assert ok(stacked(SHARING, [0, 2, 3, 4, 5]))["num_kv_shared_layers"] == 2
-    assert ok(stacked(SHARING, [0, 1, 2, 3]))["num_kv_shared_layers"] == 0
-    (warning,) = stacked(SHARING, [0, 1, 2, 4, 5]).warnings
+    assert ok(stacked(SHARING_KEYS, [0, 2, 3, 4, 5]))["num_kv_shared_layers"] == 2
+    assert ok(stacked(SHARING_KEYS, [0, 1, 2, 3]))["num_kv_shared_layers"] == 0
+    (warning,) = stacked(SHARING_KEYS, [0, 1, 2, 4, 5]).warnings
     assert warning.startswith("layer 3 of the output's 'model.layers.', made from layer 4 of 'm'")
     assert "keys and values of layer 1 of 'm', and did use those of layer 3" in warning
-    (refusal,) = stacked(SHARING, [0, 1, 3, 4, 5]).refusals
+    (refusal,) = stacked(SHARING_KEYS, [0, 1, 3, 4, 5]).refusals
     assert "layer 4 of the output" in refusal.cause
     assert "no layer of its kind before it has any" in refusal.cause
 

@@ -1,14 +1,16 @@
-"""Checks that the output's configuration accounts for every written tensor.
+"""Checks that the output's configuration describes all tensors that are written.
 
-The final check of a plan, independent of how it was made: names and shapes of the output are
-compared with those of the model whose configuration it gets. A layer of the output must have the
-tensors of a layer of that kind there, and a changed depth must be visible in the configuration.
+This is the final check of a plan, whatever planned it: names and shapes of the output are compared
+with those of the model whose configuration it gets, the donor. A layer of the output must have the
+tensors of a layer of its kind in the donor, and the configuration must state a changed depth.
 
-    lists     if lists with one entry per layer distinguish the donor's kinds, the output's lists
-              say which kind each of its layers must have
-    rules     the same for kinds given by known rules in the configuration, each for one property
-    places    otherwise kinds depend on layer numbers, by rules that count from the first layer
-              (``first_k_dense_replace``, periods), from the last, or from both
+The kind of a layer is given by
+
+    lists       with one entry per layer, if they distinguish the donor's kinds; the output's lists
+                then say which kind each of its layers must have
+    rules       of the configuration that are known, each for one property of layers
+    positions   otherwise: layer numbers, counted from the first layer (``first_k_dense_replace``,
+                periods), from the last, or from both
 """
 
 from __future__ import annotations
@@ -32,18 +34,18 @@ Column = tuple[Sequence[Hashable], Sequence[Hashable]]
 """A property of layers: the entries for the donor's layers, and for the output's."""
 
 Origin = Callable[[str, int, str | None], str]
-"""Describes the source of an output layer, given its tower, number and a tensor in it."""
+"""Returns a text for the source of an output layer, given its tower, number and a tensor in it."""
 
 COMPUTED = re.compile(r"(inv_freq|position_ids|masked_bias|relative_position_index)$")
-"""Buffers computed by model classes, which only some checkpoints store."""
+"""Buffers that model classes compute, and that only some checkpoints store."""
 
 
-_NUMBERS = re.compile(r"\d+(,\d+)*")
+_NUMBER_LIST = re.compile(r"\d+(,\d+)*")
 """Layer numbers as a string (``moe_layers_enum``)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tensors:
+class ModelTensors:
     """The tensors of a model: the layers of each tower by prefix, and all others by name."""
 
     towers: Mapping[str, Sequence[Layer]]
@@ -51,7 +53,7 @@ class Tensors:
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class DescribedModel:
     """A model as described by its configuration and tensors.
 
     ``kinds`` has, by tower prefix and property, the kind of each layer given by rules of the
@@ -60,23 +62,23 @@ class Described:
 
     name: str
     config: Mapping[str, Any]
-    tensors: Tensors
+    tensors: ModelTensors
     kinds: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class Verdict:
-    """Reasons why an output cannot be loaded as configured, and warnings.
+class ConfigCheck:
+    """Reasons why an output cannot be loaded with its configuration, and warnings.
 
-    ``unlike`` are refusals that the user may override: layers of another architecture.
+    ``overridable`` are refusals that the user may override: layers of another architecture.
     """
 
     refusals: list[str] = field(default_factory=list)
-    unlike: list[str] = field(default_factory=list)
+    overridable: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
-def arrange(shapes: Mapping[str, Shape], depths: Mapping[str, int]) -> Tensors:
+def sort_by_tower(shapes: Mapping[str, Shape], depths: Mapping[str, int]) -> ModelTensors:
     """Sort tensors into towers; ``depths`` has the number of layers by tower prefix.
 
     Layers numbered from a tower's depth on belong to no stack and are left out.
@@ -98,39 +100,40 @@ def arrange(shapes: Mapping[str, Shape], depths: Mapping[str, int]) -> Tensors:
             around[name] = shape
         elif int(number) < len(towers[prefix]):
             towers[prefix][int(number)][dot + rest] = shape
-    return Tensors(towers, around)
+    return ModelTensors(towers, around)
 
 
-def account(
-    donor: Described,
-    output: Described,
+def check_config(
+    donor: DescribedModel,
+    output: DescribedModel,
     origin: Origin,
     vocabulary: frozenset[str] = frozenset(),
-) -> Verdict:
-    """Compare the output with the ``donor``, from which most of its configuration is taken.
+) -> ConfigCheck:
+    """Compare the output with the ``donor``, which most of its configuration is taken from.
 
     ``vocabulary`` are the names of embedding and head, which are checked elsewhere.
     """
-    verdict = Verdict()
+    problems = ConfigCheck()
     for prefix, layers in output.tensors.towers.items():
         own = donor.tensors.towers.get(prefix, ())
         if not own or not layers:
             continue
-        if len(own) != len(layers) and not _shows(donor, output, len(own), len(layers)):
-            verdict.refusals.append(
+        if len(own) != len(layers) and not _states_depth(donor, output, len(own), len(layers)):
+            problems.refusals.append(
                 f"the output has {len(layers)} layers '{prefix}N', which its config.json cannot "
                 f"state, because no key of '{donor.name}' counts its {len(own)} layers: "
                 "keep all layers"
             )
             continue
-        _account_layers(donor, output, prefix, origin, verdict)
-    _account_around(donor, output, vocabulary, verdict)
-    return verdict
+        _check_layers(donor, output, prefix, origin, problems)
+    _check_outside_layers(donor, output, vocabulary, problems)
+    return problems
 
 
-def _shows(donor: Described, output: Described, old: int, new: int) -> bool:
-    """Whether a value equal to the donor's depth in its configuration is now the output's depth."""
-    before, after = dict(_leaves(donor.config)), dict(_leaves(output.config))
+def _states_depth(donor: DescribedModel, output: DescribedModel, old: int, new: int) -> bool:
+    """Whether a value that is the donor's depth in its configuration is the output's depth in the
+    new one."""
+    before, after = dict(_scalar_values(donor.config)), dict(_scalar_values(output.config))
     for path, value in after.items():
         was = before.get(path)
         if value == was:
@@ -143,27 +146,29 @@ def _shows(donor: Described, output: Described, old: int, new: int) -> bool:
     return False
 
 
-def _leaves(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+def _scalar_values(
+    config: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[Any, Any]]:
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, key))
+            yield from _scalar_values(value, (*path, key))
         else:
             yield (*path, key), value
 
 
-def _account_layers(
-    donor: Described,
-    output: Described,
+def _check_layers(
+    donor: DescribedModel,
+    output: DescribedModel,
     prefix: str,
     origin: Origin,
-    verdict: Verdict,
+    problems: ConfigCheck,
 ) -> None:
     own, found = (_signatures(model.tensors.towers[prefix]) for model in (donor, output))
-    ruled = _ruled(donor.kinds.get(prefix, {}), output.kinds.get(prefix, {}))
-    expected = _expected(own, found, donor.config, output.config, ruled)
+    rule_columns = _rule_columns(donor.kinds.get(prefix, {}), output.kinds.get(prefix, {}))
+    expected = _expected_signatures(own, found, donor.config, output.config, rule_columns)
     for number, (needed, layer) in enumerate(zip(expected, found, strict=True)):
         if needed is not None and needed != layer:
-            _say(donor, number, partial(origin, prefix, number), needed, layer, verdict)
+            _report_layer(donor, number, partial(origin, prefix, number), needed, layer, problems)
             return
 
 
@@ -173,39 +178,39 @@ def _signatures(layers: Sequence[Layer]) -> list[Signature]:
     whole = [frozenset(layer.items()) for layer in layers]
     for each in whole:
         if each not in found:
-            found[each] = frozenset(item for item in each if not is_computed(*item))
+            found[each] = frozenset(item for item in each if not is_computed_buffer(*item))
     return [found[each] for each in whole]
 
 
-def is_computed(name: str, shape: Shape) -> bool:
+def is_computed_buffer(name: str, shape: Shape) -> bool:
     """Whether a tensor is a buffer computed by model classes, like a causal mask."""
     mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
     return COMPUTED.search(name) is not None or (mask and name.endswith(".bias"))
 
 
-def _expected(
+def _expected_signatures(
     own: Sequence[Signature],
     found: Sequence[Signature],
     before: Mapping[str, Any],
     after: Mapping[str, Any],
-    ruled: Sequence[Column],
+    rule_columns: Sequence[Column],
 ) -> Sequence[Signature | None]:
     """The required signature of each output layer; ``None`` where it is unknown."""
     if len(set(own)) == 1:
         return [own[0]] * len(found)
-    columns = [*_listed(len(own), len(found), before, after), *ruled]
-    by_lists = list(_by_columns(own, columns))
+    columns = [*_list_columns(len(own), len(found), before, after), *rule_columns]
+    by_lists = list(_signatures_by_entries(own, columns))
     if not by_lists and _is_rewritten(own, found, before, after):
         return [None] * len(found)
-    candidates = by_lists or list(_by_places(own, len(found)))
-    return next((c for c in candidates if _fits(c, found)), candidates[0])
+    candidates = by_lists or list(_signatures_by_position(own, len(found)))
+    return next((c for c in candidates if _is_consistent(c, found)), candidates[0])
 
 
-def _fits(expected: Sequence[Signature | None], found: Sequence[Signature]) -> bool:
+def _is_consistent(expected: Sequence[Signature | None], found: Sequence[Signature]) -> bool:
     return all(n is None or n == layer for n, layer in zip(expected, found, strict=True))
 
 
-def _listed(
+def _list_columns(
     old: int, new: int, before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> Iterator[Column]:
     """Lists with one entry per layer that both donor and output have."""
@@ -213,7 +218,9 @@ def _listed(
     return ((entries, lists[path]) for path, entries in _entries(before, old) if path in lists)
 
 
-def _ruled(before: Mapping[str, Sequence[Any]], after: Mapping[str, Sequence[Any]]) -> list[Column]:
+def _rule_columns(
+    before: Mapping[str, Sequence[Any]], after: Mapping[str, Sequence[Any]]
+) -> list[Column]:
     """Kinds by rules that both donor and output have."""
     return [
         ([repr(kind) for kind in kinds], [repr(kind) for kind in after[name]])
@@ -222,7 +229,7 @@ def _ruled(before: Mapping[str, Sequence[Any]], after: Mapping[str, Sequence[Any
     ]
 
 
-def _by_columns(
+def _signatures_by_entries(
     own: Sequence[Signature], columns: Sequence[Column]
 ) -> Iterator[list[Signature | None]]:
     """Required signatures by the output's entries, for each column that distinguishes the donor's
@@ -249,7 +256,7 @@ def _is_rewritten(
             kinds.setdefault(e, s) == s for e, s in zip(entries, found, strict=True)
         ):
             return True
-    old, new = dict(_leaves(before)), dict(_leaves(after))
+    old, new = dict(_scalar_values(before)), dict(_scalar_values(after))
     changed = ((old.get(path), value) for path, value in new.items() if old.get(path) != value)
     return any(
         type(value) is int and type(was) is int and (was, value) != (len(own), len(found))
@@ -259,22 +266,24 @@ def _is_rewritten(
 
 def _entries(config: Mapping[str, Any], depth: int) -> Iterator[tuple[Any, list[Hashable]]]:
     """Lists with one entry per layer, and lists of layer numbers as one boolean per layer."""
-    for path, value in _leaves(config):
+    for path, value in _scalar_values(config):
         if isinstance(value, list | str) and len(value) == depth:
             yield path, [json.dumps(entry, sort_keys=True) for entry in value]
-        text = isinstance(value, str) and _NUMBERS.fullmatch(value)
+        text = isinstance(value, str) and _NUMBER_LIST.fullmatch(value)
         named = [int(number) for number in value.split(",")] if text else value
-        if isinstance(named, list) and named and _are_numbers(named, depth):
+        if isinstance(named, list) and named and _are_layer_numbers(named, depth):
             yield (*path, "in"), [number in named for number in range(depth)]
 
 
-def _are_numbers(value: Sequence[object], depth: int) -> bool:
+def _are_layer_numbers(value: Sequence[object], depth: int) -> bool:
     return len(set(map(repr, value))) == len(value) and all(
         type(item) is int and 0 <= item < depth for item in value
     )
 
 
-def _by_places(own: Sequence[Signature], depth: int) -> Iterator[list[Signature | None]]:
+def _signatures_by_position(
+    own: Sequence[Signature], depth: int
+) -> Iterator[list[Signature | None]]:
     """Required signatures by rules on layer numbers that are consistent with the donor's layers.
 
     Layers of one kind have one size. If sizes differ (a pyramid of convolutions), nothing is known
@@ -305,74 +314,79 @@ def _sizes_differ(layers: Sequence[Signature]) -> bool:
     return len(shapes) > len({suffix for suffix, _ in shapes})
 
 
-def _say(
-    donor: Described,
+def _report_layer(
+    donor: DescribedModel,
     number: int,
     origin: Callable[[str | None], str],
     needed: Signature,
     layer: Signature,
-    verdict: Verdict,
+    problems: ConfigCheck,
 ) -> None:
     what = f"layer {number} of the output"
     shapes, wanted = dict(layer), dict(needed)
     for suffix in sorted(shapes.keys() & wanted.keys()):
         if shapes[suffix] != wanted[suffix]:
-            verdict.refusals.append(
+            problems.refusals.append(
                 f"{what}, from {origin(suffix)}, has '{suffix.lstrip('.')}' of "
-                f"{_size(shapes[suffix])}, where a layer of '{donor.name}', whose config.json the "
-                f"output gets, has {_size(wanted[suffix])}: layers of one model have one size"
+                f"{_shape_text(shapes[suffix])}, where a layer of '{donor.name}', whose "
+                "config.json "
+                f"the output gets, has {_shape_text(wanted[suffix])}: layers of one model have "
+                "one size"
             )
             return
     parts = []
     if not shapes.keys() - wanted.keys():
         what += f", from {origin(None)},"
     if more := sorted(shapes.keys() - wanted.keys()):
-        parts.append(f"has {_some(more)} from {origin(more[0])}")
+        parts.append(f"has {_listed_names(more)} from {origin(more[0])}")
     if lacks := sorted(wanted.keys() - shapes.keys()):
-        parts.append(f"lacks {_some(lacks)}")
-    verdict.unlike.append(
+        parts.append(f"lacks {_listed_names(lacks)}")
+    problems.overridable.append(
         f"{what} {' and '.join(parts)}, unlike layer {number} of a model with the config.json "
         f"that the output gets from '{donor.name}'"
     )
 
 
-def _account_around(
-    donor: Described, output: Described, vocabulary: frozenset[str], verdict: Verdict
+def _check_outside_layers(
+    donor: DescribedModel,
+    output: DescribedModel,
+    vocabulary: frozenset[str],
+    problems: ConfigCheck,
 ) -> None:
     ours, theirs = output.tensors.around, donor.tensors.around
     rows = {theirs[name][0] for name in vocabulary if name in theirs}
     before, after = donor.tensors.towers, output.tensors.towers
     depths = {(len(before[p]), len(after[p])) for p in before.keys() & after.keys()}
-    odd = []
+    unknown = []
     for name, shape in ours.items():
         other = theirs.get(name)
         if other is None:
-            if name not in vocabulary and not is_computed(name, shape):
-                odd.append(name)
-        elif not _agree(shape, other, rows, depths):
-            verdict.refusals.append(
-                f"'{name}' has {_size(shape)}, in '{donor.name}', whose config.json the output "
-                f"gets, {_size(other)}: take layers from models of one size"
+            if name not in vocabulary and not is_computed_buffer(name, shape):
+                unknown.append(name)
+        elif not _shapes_agree(shape, other, rows, depths):
+            problems.refusals.append(
+                f"'{name}' has {_shape_text(shape)}, in '{donor.name}', whose config.json the "
+                f"output gets, {_shape_text(other)}: take layers from models of one size"
             )
             return
-    if odd:
-        verdict.warnings.append(
-            f"{_some(odd)}: not in '{donor.name}', whose config.json the output gets: "
+    if unknown:
+        problems.warnings.append(
+            f"{_listed_names(unknown)}: not in '{donor.name}', whose config.json the output gets: "
             "its class may ignore it"
         )
     lost = [
         name
         for name, shape in theirs.items()
-        if name not in ours and name not in vocabulary and not is_computed(name, shape)
+        if name not in ours and name not in vocabulary and not is_computed_buffer(name, shape)
     ]
     if lost:
-        verdict.warnings.append(
-            f"the output lacks {_some(lost)}, which '{donor.name}' has, whose config.json it gets: "
-            "its class may need it"
+        problems.warnings.append(
+            f"the output lacks {_listed_names(lost)}, which '{donor.name}' has, whose config.json "
+            "it gets: its class may need it"
         )
 
 
-def _agree(shape: Shape, other: Shape, rows: set[int], depths: set[tuple[int, int]]) -> bool:
+def _shapes_agree(shape: Shape, other: Shape, rows: set[int], depths: set[tuple[int, int]]) -> bool:
     """Whether shapes are equal except for vocabulary size and per-layer parts."""
 
     def follows(found: int, was: int) -> bool:
@@ -384,10 +398,10 @@ def _agree(shape: Shape, other: Shape, rows: set[int], depths: set[tuple[int, in
     )
 
 
-def _size(shape: Shape) -> str:
+def _shape_text(shape: Shape) -> str:
     return "x".join(map(str, shape)) or "one number"
 
 
-def _some(names: Sequence[str]) -> str:
+def _listed_names(names: Sequence[str]) -> str:
     first = f"'{names[0].lstrip('.')}'"
     return first if len(names) == 1 else f"{first} and {len(names) - 1} more"

@@ -1,4 +1,4 @@
-"""Detects quantised checkpoints by their configuration or tensors."""
+"""Detects checkpoints that are quantised in ways that cannot be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.planners.models.stored_tensors import described
 
-_BY_NAME = (
+_FORMATS_BY_NAME = (
     ("GPTQ or AWQ", r"qweight|qzeros|g_idx", False),
     ("bitsandbytes", r"SCB|(nested_)?(absmax|quant_map)|quant_state(\..*)?", False),
     ("scales beside the weights", r"weight_scale(s|_inv|_2)?|scale_weight", False),
@@ -23,15 +23,17 @@ _BY_NAME = (
     ("VPTQ", r"indices|res_indices", True),
     ("MXFP4", r"(\w+_)?blocks", True),
 )
-"""Formats by the last part of a tensor name. With the flag, the tensor must also be an integer,
-because other models may use the name."""
+"""Formats, patterns for the last part of a tensor's name, and whether the tensor must also hold
+integers, because other models use the name too."""
 
-_NAMES = tuple((found, re.compile(rf"(^|\.)({name})$"), whole) for found, name, whole in _BY_NAME)
-_ANY = re.compile("|".join(pattern.pattern for _, pattern, _ in _NAMES))
-_PLAIN = frozenset({"weight", "bias"})
+_PATTERNS = tuple(
+    (found, re.compile(rf"(^|\.)({name})$"), whole) for found, name, whole in _FORMATS_BY_NAME
+)
+_ANY_FORMAT = re.compile("|".join(pattern.pattern for _, pattern, _ in _PATTERNS))
+_PLAIN_PARTS = frozenset({"weight", "bias"})
 """Last parts of most names; no format uses them, so they are skipped."""
 _WEIGHT = re.compile(r"(^|[._])weight$|_proj$")
-_CODES = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
+_CODE_DTYPES = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"}
 """Dtypes used only for codes and scales."""
 
 
@@ -55,17 +57,17 @@ def quantised_by_config(config: Mapping[str, Any]) -> str | None:
 
 def quantised_by_tensor(tensors: Mapping[str, StoredTensor]) -> str | None:
     """The first tensor that shows quantisation, as text; ``None`` if there is none."""
-    return next(_found(tensors), None)
+    return next(_signs_of_quantisation(tensors), None)
 
 
-def _found(tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
+def _signs_of_quantisation(tensors: Mapping[str, StoredTensor]) -> Iterator[str]:
     for name, stored in described(tensors).items():
         dtype, shape = stored.dtype, stored.shape
         whole = not dtype.floating
-        if name.rpartition(".")[2] not in _PLAIN and _ANY.search(name):
-            for found, pattern, only_whole in _NAMES:
+        if name.rpartition(".")[2] not in _PLAIN_PARTS and _ANY_FORMAT.search(name):
+            for found, pattern, only_whole in _PATTERNS:
                 if pattern.search(name) and ((len(shape) > 1 and whole) or not only_whole):
                     yield f"{found}: it has '{name}'"
-        if dtype.code in _CODES or (whole and len(shape) > 1 and _WEIGHT.search(name)):
+        if dtype.code in _CODE_DTYPES or (whole and len(shape) > 1 and _WEIGHT.search(name)):
             mlx = name.endswith("weight") and name.removesuffix("weight") + "scales" in tensors
             yield f"{'MLX: ' if mlx else ''}'{name}' holds {dtype.code}, a type of quantised values"

@@ -1,4 +1,4 @@
-"""Weights stored as codes and scales: which tensors belong together, and how to dequantise them.
+"""Finds weights that are stored as codes and scales, and says how to dequantise them.
 
 They are recognised by the names and dtypes of the tensors:
 
@@ -32,32 +32,32 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
-from mergeloom.planners.models.bitsandbytes import STATE, eight_bits, four_bits
-from mergeloom.planners.models.coded_weight import Coded, Found, text
+from mergeloom.planners.models.bitsandbytes import STATE_INFIX, eight_bits, four_bits
 from mergeloom.planners.models.packed_words import AUTO_ROUND, WordFormat, packed_words, word_format
-from mergeloom.planners.models.quantised import quantised_by_config
+from mergeloom.planners.models.quantised_weight import FoundWeight, QuantisedWeight, shape_text
 from mergeloom.planners.models.stored_tensors import described
+from mergeloom.planners.models.unsupported_quantisation import quantised_by_config
 
 Shape = tuple[int, ...]
 
-_OF_CODES = {"F8_E4M3", "F8_E5M2", "I8", "U8", "F4"}
+_CODE_DTYPES = {"F8_E4M3", "F8_E5M2", "I8", "U8", "F4"}
 """Dtypes of codes stored as ``weight``."""
-_OF_ACTIVATIONS = ("input_scale", "input_global_scale", "activation_scale", "k_scale", "v_scale")
+_ACTIVATION_SCALES = ("input_scale", "input_global_scale", "activation_scale", "k_scale", "v_scale")
 """Scales of activations, not of weights; not needed for dequantised weights."""
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedWeights:
     """The weights of a checkpoint: ``coded`` ones under the names the model uses, ``plain`` ones,
     and tensors that are not needed (``left``)."""
 
-    coded: Mapping[str, Coded]
+    coded: Mapping[str, QuantisedWeight]
     plain: Mapping[str, StoredTensor]
     left: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Hints:
+class QuantisationHints:
     """Settings from the configuration: block shape (rows, columns), bits of packed integers, and
     the format of packed words."""
 
@@ -66,11 +66,11 @@ class Hints:
     words: WordFormat | None = None
 
 
-_NO_HINTS = Hints()
+_NO_HINTS = QuantisationHints()
 
 
-def hints_of(config: Mapping[str, Any]) -> Hints:
-    """The hints in the quantisation settings; the rest is inferred from shapes."""
+def quantisation_hints(config: Mapping[str, Any]) -> QuantisationHints:
+    """The hints in the quantisation settings; everything else is inferred from shapes."""
     settings = _settings(config)
     if settings is None:
         return _NO_HINTS
@@ -86,38 +86,46 @@ def hints_of(config: Mapping[str, Any]) -> Hints:
     named = [each.get("num_bits") for each in weights if isinstance(each, Mapping)]
     bits = {each for each in named if type(each) is int}
     only = bits.pop() if len(bits) == 1 else None
-    words = word_format(settings) if _method(settings) in _IN_WORDS else None
-    return Hints(
+    words = word_format(settings) if _method_name(settings) in _WORD_METHODS else None
+    return QuantisationHints(
         words=None if isinstance(words, str) else words,
         block=(block[0], block[1]) if block is not None and min(block) > 0 else None,
         bits=only if only in (4, 8) else None,
     )
 
 
-_IN_WORDS = {"gptq", "awq", *AUTO_ROUND}
-_UNDERSTOOD = {
-    *("fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "mxfp4", "bitsandbytes", *_IN_WORDS)
+_WORD_METHODS = {"gptq", "awq", *AUTO_ROUND}
+_SUPPORTED = {
+    *(
+        "fp8",
+        "fbgemm_fp8",
+        "compressed-tensors",
+        "modelopt",
+        "mxfp4",
+        "bitsandbytes",
+        *_WORD_METHODS,
+    )
 }
 """Supported quantisation methods, by their names in configurations."""
 
 
-def not_understood(config: Mapping[str, Any]) -> str | None:
+def unsupported_method(config: Mapping[str, Any]) -> str | None:
     """The unsupported quantisation method named in a configuration, as text; ``None`` if there is
     none."""
     settings = _settings(config)
     if settings is None:
         return quantised_by_config(config)
-    method = _method(settings)
-    if method in _IN_WORDS:
+    method = _method_name(settings)
+    if method in _WORD_METHODS:
         words = word_format(settings)
         return f"by {method}, {words}" if isinstance(words, str) else None
     loads = settings.get("load_in_4bit") or settings.get("load_in_8bit")
-    if method in _UNDERSTOOD or ("quant_method" not in settings and loads):
+    if method in _SUPPORTED or ("quant_method" not in settings and loads):
         return None
     return quantised_by_config(config)
 
 
-def _method(settings: Mapping[str, Any]) -> str:
+def _method_name(settings: Mapping[str, Any]) -> str:
     """The method named in the settings; empty if there is none."""
     found = settings.get("quant_method")
     return found if isinstance(found, str) else ""
@@ -133,18 +141,20 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = _NO_HINTS) -> Decoded:
+def find_quantised(
+    tensors: Mapping[str, StoredTensor], where: str, hints: QuantisationHints = _NO_HINTS
+) -> DecodedWeights:
     """Find the quantised weights and their scales.
 
     Raises:
         CheckpointError: scales and codes do not match; ``where`` is the name of the checkpoint.
     """
-    coded: dict[str, Coded] = {}
+    coded: dict[str, QuantisedWeight] = {}
     taken: set[str] = set()
     left: list[str] = []
     for name in tensors:
         try:
-            found = _found(tensors, name, hints)
+            found = _found_weight(tensors, name, hints)
             if found is not None:
                 found.value.check()
         except ValueError as error:
@@ -157,16 +167,18 @@ def decode(tensors: Mapping[str, StoredTensor], where: str, hints: Hints = _NO_H
             left += found.unused
     if coded:
         taken.update(left)
-        of_activations = [n for n in tensors if n.rpartition(".")[2] in _OF_ACTIVATIONS]
+        of_activations = [n for n in tensors if n.rpartition(".")[2] in _ACTIVATION_SCALES]
         taken.update(of_activations)
         left += of_activations
     if not taken:
-        return Decoded(coded, tensors, ())
+        return DecodedWeights(coded, tensors, ())
     plain = {name: tensor for name, tensor in tensors.items() if name not in taken}
-    return Decoded(coded, plain, tuple(left))
+    return DecodedWeights(coded, plain, tuple(left))
 
 
-def _found(tensors: Mapping[str, StoredTensor], name: str, hints: Hints) -> Found | None:
+def _found_weight(
+    tensors: Mapping[str, StoredTensor], name: str, hints: QuantisationHints
+) -> FoundWeight | None:
     """The weight whose codes (or equivalent tensor) are called ``name``.
 
     Raises:
@@ -174,32 +186,34 @@ def _found(tensors: Mapping[str, StoredTensor], name: str, hints: Hints) -> Foun
     """
     last = name.rpartition(".")[2]
     if last == "weight":
-        coded = described(tensors)[name].dtype.code in _OF_CODES
-        return _weight(tensors, name.removesuffix(last), hints) if coded else None
+        coded = described(tensors)[name].dtype.code in _CODE_DTYPES
+        return _eight_bit_weight(tensors, name.removesuffix(last), hints) if coded else None
     prefix = name.removesuffix(last)
     if last.endswith("_scale_inv") and last != "weight_scale_inv":
-        return _fused(tensors, name, hints)
+        return _fused_experts(tensors, name, hints)
     if last == "qweight" and hints.words is not None:
         return packed_words(tensors, prefix, hints.words)
     if last == "SCB":
         return eight_bits(tensors, prefix)
-    if STATE in name:
+    if STATE_INFIX in name:
         return four_bits(tensors, name)
     if last == "weight_packed":
-        return _packed(tensors, prefix, hints)
-    return _blocks(tensors, name) if last.endswith("_blocks") else None
+        return _packed_weight(tensors, prefix, hints)
+    return _block_weight(tensors, name) if last.endswith("_blocks") else None
 
 
-def without_codes(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without quantisation settings, also in nested objects."""
     return {
-        key: without_codes(value) if isinstance(value, Mapping) else value
+        key: without_quantisation(value) if isinstance(value, Mapping) else value
         for key, value in config.items()
         if key not in ("quantization_config", "compression_config", "expert_dtype")
     }
 
 
-def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> Found | None:
+def _eight_bit_weight(
+    tensors: Mapping[str, StoredTensor], prefix: str, hints: QuantisationHints
+) -> FoundWeight | None:
     """A ``weight`` with a dtype of codes, and its scales."""
     name = f"{prefix}weight"
     codes, kind = tensors[name], tensors[name].dtype.code
@@ -213,34 +227,38 @@ def _weight(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> F
     )
     if first is None or prefix + "weight_zero_point" in tensors:
         return None
-    scale = _scales(tensors[prefix + first])
+    scale = _as_numbers(tensors[prefix + first])
     side, used = [scale], [name, prefix + first]
     kernels = []
     if kind in ("U8", "F4") or (kind == "I8" and scale.dtype == F8_E8M0):
         codes = codes.view_as(F4)
     block = hints.block if codes.dtype.bits == 8 else None
-    kernels.append(_scale_of(codes.shape, scale.shape, block))
+    kernels.append(_scale_blocks(codes.shape, scale.shape, block))
     second = tensors.get(f"{prefix}weight_scale_2")
     if second is not None:
         side.append(second)
         used.append(f"{prefix}weight_scale_2")
         kernels.append(Scale(single=True))
-    value = Coded(codes, Dequantise(tuple(kernels)), tuple(side))
-    return Found(name, value, used, [])
+    value = QuantisedWeight(codes, Dequantise(tuple(kernels)), tuple(side))
+    return FoundWeight(name, value, used, [])
 
 
-def _fused(tensors: Mapping[str, StoredTensor], scales: str, hints: Hints) -> Found | None:
+def _fused_experts(
+    tensors: Mapping[str, StoredTensor], scales: str, hints: QuantisationHints
+) -> FoundWeight | None:
     """Fused experts, named without ``weight``."""
     name = scales.removesuffix("_scale_inv")
     codes = tensors.get(name)
     if codes is None or codes.dtype.bits != 8 or not codes.dtype.floating:
         return None
-    scale = _scales(tensors[scales])
-    kernel = Dequantise((_scale_of(codes.shape, scale.shape, hints.block),))
-    return Found(name, Coded(codes, kernel, (scale,)), [name, scales], [])
+    scale = _as_numbers(tensors[scales])
+    kernel = Dequantise((_scale_blocks(codes.shape, scale.shape, hints.block),))
+    return FoundWeight(name, QuantisedWeight(codes, kernel, (scale,)), [name, scales], [])
 
 
-def _packed(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> Found | None:
+def _packed_weight(
+    tensors: Mapping[str, StoredTensor], prefix: str, hints: QuantisationHints
+) -> FoundWeight | None:
     """``weight_packed`` of compressed-tensors."""
     packed, scale = tensors[f"{prefix}weight_packed"], tensors.get(f"{prefix}weight_scale")
     if scale is None or any(
@@ -249,24 +267,24 @@ def _packed(tensors: Mapping[str, StoredTensor], prefix: str, hints: Hints) -> F
         return None
     used = [f"{prefix}weight_packed", f"{prefix}weight_scale"]
     unused = [prefix + "weight_shape"] if prefix + "weight_shape" in tensors else []
-    side, kernels, zero = [_scales(scale)], [], 0.0
+    side, kernels, zero = [_as_numbers(scale)], [], 0.0
     if packed.dtype.code == "I32":
-        bits = hints.bits or _bits(packed.shape, scale.shape)
+        bits = hints.bits or _bits_of_code(packed.shape, scale.shape)
         codes = packed.view_as(U4 if bits == 4 else U8)
         zero = float(1 << (bits - 1))
     else:
         codes = packed.view_as(F4)
-    kernels.append(_scale_of(codes.shape, side[0].shape))
+    kernels.append(_scale_blocks(codes.shape, side[0].shape))
     overall = tensors.get(f"{prefix}weight_global_scale")
     if overall is not None:
         side.append(overall)
         used.append(f"{prefix}weight_global_scale")
         kernels.append(Scale(single=True, inverse=True))
-    value = Coded(codes, Dequantise(tuple(kernels), zero=zero), tuple(side))
-    return Found(f"{prefix}weight", value, used, unused)
+    value = QuantisedWeight(codes, Dequantise(tuple(kernels), zero=zero), tuple(side))
+    return FoundWeight(f"{prefix}weight", value, used, unused)
 
 
-def _blocks(tensors: Mapping[str, StoredTensor], name: str) -> Found | None:
+def _block_weight(tensors: Mapping[str, StoredTensor], name: str) -> FoundWeight | None:
     """Experts of gpt-oss: 32 codes in 16 bytes, blocks along the last dimension but one."""
     target = name.removesuffix("_blocks")
     scale, blocks = tensors.get(f"{target}_scales"), tensors[name]
@@ -274,16 +292,18 @@ def _blocks(tensors: Mapping[str, StoredTensor], name: str) -> Found | None:
         return None
     *outer, count, size = blocks.shape
     codes = blocks.reshape((*outer, count * size)).view_as(F4)
-    value = Coded(codes, Dequantise((Scale(1, 2 * size),)), (_scales(scale),), swapped=True)
-    return Found(target, value, [name, f"{target}_scales"], [])
+    value = QuantisedWeight(
+        codes, Dequantise((Scale(1, 2 * size),)), (_as_numbers(scale),), values_transposed=True
+    )
+    return FoundWeight(target, value, [name, f"{target}_scales"], [])
 
 
-def _scales(tensor: StoredTensor) -> StoredTensor:
-    """Scales as numbers; bytes are exponents of powers of two."""
+def _as_numbers(tensor: StoredTensor) -> StoredTensor:
+    """Scales with a dtype of numbers; bytes are the exponents of powers of two."""
     return tensor.view_as(F8_E8M0) if tensor.dtype == U8 else tensor
 
 
-def _scale_of(codes: Shape, scales: Shape, block: tuple[int, int] | None = None) -> Scale:
+def _scale_blocks(codes: Shape, scales: Shape, block: tuple[int, int] | None = None) -> Scale:
     """The block of each scale; ``block`` is the expected shape, if known.
 
     Raises:
@@ -295,15 +315,15 @@ def _scale_of(codes: Shape, scales: Shape, block: tuple[int, int] | None = None)
     if scales == (rows,) and not outer:
         return Scale(1, 0)
     if len(scales) != len(codes) or list(scales[:-2]) != outer:
-        raise ValueError(f"{text(codes)} and {text(scales)}")
+        raise ValueError(f"{shape_text(codes)} and {shape_text(scales)}")
     if block is not None:
         down, across = block
         if scales[-2:] == (-(-rows // down), -(-columns // across)):
             return Scale(down, across)
-    return Scale(_block(rows, scales[-2]), _block(columns, scales[-1]))
+    return Scale(_block_size(rows, scales[-2]), _block_size(columns, scales[-1]))
 
 
-def _block(size: int, count: int) -> int:
+def _block_size(size: int, count: int) -> int:
     """Elements of a dimension that share a scale; 0 for all of them."""
     if count == 1:
         return 0
@@ -315,7 +335,7 @@ def _block(size: int, count: int) -> int:
     raise ValueError(f"{size} elements and {count} scales")
 
 
-def _bits(packed: Shape, scales: Shape) -> int:
+def _bits_of_code(packed: Shape, scales: Shape) -> int:
     """Bits of a code, inferred from the number of words and groups in a row; groups have 32 to 256
     elements.
 
@@ -328,4 +348,4 @@ def _bits(packed: Shape, scales: Shape) -> int:
             size = words * (32 // bits) / groups
             if size in (32, 64, 128, 256):
                 return bits
-    raise ValueError(f"{text(packed)} words and {text(scales)} scales")
+    raise ValueError(f"{shape_text(packed)} words and {shape_text(scales)} scales")

@@ -1,4 +1,4 @@
-"""Tokenizer settings applied to the models of one merge."""
+"""Applies tokenizer settings to the models of one document."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.token_weights import Head
-from mergeloom.planners.vocabulary.decide import Candidate, VocabularyPlan, decide
-from mergeloom.planners.vocabulary.remapped import RemappedModel, Tables, table_rows
+from mergeloom.planners.vocabulary.plan import Candidate, VocabularyPlan, plan_vocabulary
+from mergeloom.planners.vocabulary.remapped_model import RemappedModel, SharedTables, table_rows
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 
 
-class View(Protocol):
-    """The models of one document as its merge takes them."""
+class DocumentModels(Protocol):
+    """The models of one document, with the names of its first model."""
 
     def get(self, reference: ModelReference) -> Model:
         """A model of the document."""
@@ -26,10 +26,10 @@ class View(Protocol):
 
 
 class Tokenizers(Protocol):
-    """Where tokenizers of models are found."""
+    """Finds models and their tokenizers."""
 
     def folder(self, reference: ModelReference) -> Folder | None:
-        """The folder of a model, ``None`` for a stage without one."""
+        """The folder of a model; ``None`` for a stage without one."""
         ...
 
     def tokenizer(self, reference: ModelReference) -> Tokenizer | None:
@@ -37,31 +37,32 @@ class Tokenizers(Protocol):
         ...
 
     def get(self, reference: ModelReference) -> Model:
-        """Any model, as it is."""
+        """Any model, with its own names."""
         ...
 
 
 @dataclass(frozen=True)
-class Remapped:
-    """A vocabulary, and the models that are changed for it, by the identity of what they were."""
+class RemappedModels:
+    """A vocabulary, and the models that are changed for it, by the `id` of the original model."""
 
     vocabulary: VocabularyPlan
     models: Mapping[int, RemappedModel]
 
 
 @dataclass(frozen=True)
-class _Finder:
-    view: View
+class _FinderByFolder:
+    models_of_document: DocumentModels
     models: Sequence[Model]
     references: Sequence[ModelReference]
     tokenizers: Tokenizers
 
     def position(self, reference: ModelReference) -> int | None:
-        """By what it is, not by how it is called: one model may have several names."""
+        """The position of the model in the same folder, because one model may have several
+        names."""
         same = next((each for each in self.references if self._same(each, reference)), None)
         if same is None:
             return None
-        model = self.view.get(same)
+        model = self.models_of_document.get(same)
         found = (number for number, each in enumerate(self.models) if each is model)
         return next(found, None)
 
@@ -78,40 +79,40 @@ class _Finder:
         return self.tokenizers.tokenizer(reference)
 
 
-def remapped(
+def remap_models(
     settings: TokenizerSettings,
     references: Sequence[ModelReference],
-    view: View,
+    models_of_document: DocumentModels,
     base: ModelReference | None,
     tokenizers: Tokenizers,
-) -> Remapped:
-    """The models of a document as ``settings`` want them; ``base`` is its base model.
+) -> RemappedModels:
+    """Plan the vocabulary of a document, and remap its models; ``base`` is its base model.
 
     Raises:
-        ConfigError: the settings name what is not there.
-        CheckpointError: a tokenizer cannot be understood.
+        ConfigError: the settings name a missing model or token.
+        CheckpointError: a tokenizer is malformed or not supported.
     """
     first: dict[int, tuple[Model, ModelReference]] = {}
     for reference in references:
-        model = view.get(reference)
-        if _rows(model) is not None:
+        model = models_of_document.get(reference)
+        if _number_of_rows(model) is not None:
             first.setdefault(id(model), (model, reference))
     if not first:
         raise settings.place.error("no model of this merge has an embedding of tokens")
     models = tuple(model for model, _ in first.values())
     candidates = [
-        Candidate(model.name, tokenizers.tokenizer(reference), _rows(model) or 0)
+        Candidate(model.name, tokenizers.tokenizer(reference), _number_of_rows(model) or 0)
         for model, reference in first.values()
     ]
-    finder = _Finder(view, models, references, tokenizers)
+    finder = _FinderByFolder(models_of_document, models, references, tokenizers)
     position = None if base is None else finder.position(base)
-    vocabulary = decide(settings, candidates, position, finder)
-    graft = None
+    vocabulary = plan_vocabulary(settings, candidates, position, finder)
+    transplant = None
     if settings.transplant is not None and isinstance(settings.source, ModelReference):
-        from mergeloom.planners.transplant.words import graft_of
+        from mergeloom.planners.transplant.model_tokens import plan_transplant
 
-        donor = tokenizers.get(settings.source) if settings.transplant.compares else None
-        graft = graft_of(
+        donor = tokenizers.get(settings.source) if settings.transplant.uses_donor_rows else None
+        transplant = plan_transplant(
             settings.transplant,
             vocabulary.alignment,
             vocabulary.tokenizer,
@@ -119,20 +120,20 @@ def remapped(
             vocabulary.matches,
             donor,
         )
-    tables = Tables(vocabulary.alignment, models, _own_head(models), graft)
+    tables = SharedTables(vocabulary.alignment, models, _separate_head(models), transplant)
     changed = {
         id(model): RemappedModel(tables, number)
         for number, model in enumerate(models)
-        if vocabulary.alignment.changes(number)
+        if vocabulary.alignment.is_rearranged(number)
     }
-    return Remapped(vocabulary, changed)
+    return RemappedModels(vocabulary, changed)
 
 
-def _rows(model: Model) -> int | None:
+def _number_of_rows(model: Model) -> int | None:
     main = model.tokens.embedding or model.tokens.head
     return None if main is None else table_rows(model, main)
 
 
-def _own_head(models: Sequence[Model]) -> str | None:
-    """The head's name, where it is not the embedding in all of the models."""
+def _separate_head(models: Sequence[Model]) -> str | None:
+    """The name of the output head, unless every model ties it to the embedding."""
     return next((m.tokens.head for m in models if m.tokens.kind is Head.OWN), None)

@@ -12,9 +12,9 @@ from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import Place
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings
-from mergeloom.planners.vocabulary.decide import Candidate, VocabularyPlan, decide
+from mergeloom.planners.vocabulary.changed_files import _json, changed_files
+from mergeloom.planners.vocabulary.plan import Candidate, VocabularyPlan, plan_vocabulary
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
-from mergeloom.planners.vocabulary.written import _json, changed_files
 from tests.planners.vocabulary.tokenizers import OTHER, SPECIAL, TEXTS, add, tokenizer, train
 
 KINDS = ["bytes", "whole", "pieces", "words", "scores"]
@@ -39,7 +39,7 @@ def united(first: Path, *others: Path, out: Path, short: int = 0) -> VocabularyP
     ]
     head = candidates[0]
     candidates[0] = Candidate(head.name, head.tokenizer, head.rows - short)
-    plan = decide(TokenizerSettings("union", PLACE), candidates, 0, Nobody())
+    plan = plan_vocabulary(TokenizerSettings("union", PLACE), candidates, 0, Nobody())
     files = changed_files(plan.tokenizer.folder, plan.tokenizer.changes)
     out.mkdir()
     for path in first.iterdir():

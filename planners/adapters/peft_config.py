@@ -8,10 +8,10 @@ from typing import Any
 
 from mergeloom.planners.models.adapter import Adapter
 
-_ALIKE = ("fan_in_fan_out", "task_type")
-"""Settings for reading the adapter, which must agree."""
+_MUST_AGREE = ("fan_in_fan_out", "task_type")
+"""Settings that say how to read an adapter; they must agree."""
 
-_OF_TRAINING: Mapping[str, Any] = {
+_TRAINING_SETTINGS: Mapping[str, Any] = {
     "alora_invocation_tokens": None,
     "corda_config": None,
     "eva_config": None,
@@ -26,7 +26,7 @@ _OF_TRAINING: Mapping[str, Any] = {
     "use_dora": False,
     "use_rslora": False,
 }
-"""Reset values of training settings: the result was not trained, its scale is 1, and its modules
+"""Values that training settings get: the result was not trained, its scale is 1, and its modules
 are listed."""
 
 
@@ -35,19 +35,19 @@ def adapter_config(
     ranks: Mapping[str, int],
     base: str | None,
     saved: Iterable[str],
-    biased: bool,
-    more: Mapping[str, Any],
+    has_biases: bool,
+    further_settings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """``adapter_config.json``: the first adapter's, for modules of these ``ranks``.
 
-    ``saved`` are the modules with complete weights; ``biased`` says whether it has biases; ``more``
-    are further settings. B·A is added unscaled, so alpha is the rank.
+    ``saved`` are the modules with complete weights; ``has_biases`` says whether the adapter has
+    biases. B·A is added unscaled, so alpha is the rank.
     """
     first = adapters[0].checkpoint.config
     usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 8
     others = {name: rank for name, rank in sorted(ranks.items()) if rank != usual}
     config = dict(first)
-    config |= {key: value for key, value in _OF_TRAINING.items() if key in first}
+    config |= {key: value for key, value in _TRAINING_SETTINGS.items() if key in first}
     config |= {
         "base_model_name_or_path": base,
         "inference_mode": True,
@@ -55,20 +55,20 @@ def adapter_config(
         "r": usual,
         "alpha_pattern": others,
         "rank_pattern": dict(others),
-        "target_modules": _targets(adapters, ranks),
+        "target_modules": _target_modules(adapters, ranks),
         "modules_to_save": sorted(saved) or None,
-        **more,
+        **further_settings,
     }
     config["bias"] = next((b for b in map(_bias, adapters) if b != "none"), "none")
-    if "lora_bias" in first or biased:
-        config["lora_bias"] = biased
+    if "lora_bias" in first or has_biases:
+        config["lora_bias"] = has_biases
     return config
 
 
 def disagreements(adapters: Sequence[Adapter]) -> Iterator[tuple[str, str, Any, str, Any]]:
     """Settings that differ from the first adapter's: key, then two adapters with their values."""
     first, *others = adapters
-    for key in _ALIKE:
+    for key in _MUST_AGREE:
         value = first.checkpoint.config.get(key)
         for other in others:
             found = other.checkpoint.config.get(key)
@@ -76,9 +76,9 @@ def disagreements(adapters: Sequence[Adapter]) -> Iterator[tuple[str, str, Any, 
                 yield key, first.name, value, other.name, found
 
 
-def _targets(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> list[str]:
-    """The target modules: by the last parts of their names, as listed by the adapters, if that is
-    exact; otherwise one by one."""
+def _target_modules(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> list[str]:
+    """The target modules: the last parts of names that the adapters list, if exactly these modules
+    match them; otherwise full names."""
     together: set[str] = set()
     for adapter in adapters:
         config = adapter.checkpoint.config
@@ -87,12 +87,12 @@ def _targets(adapters: Sequence[Adapter], ranks: Mapping[str, int]) -> list[str]
         if narrowed or not isinstance(targets, list):
             return sorted(ranks)
         together.update(each for each in targets if isinstance(each, str))
-    if all(any(_is_meant(module, each) for each in together) for module in ranks):
+    if all(any(_targets_module(module, each) for each in together) for module in ranks):
         return sorted(together)
     return sorted(ranks)
 
 
-def _is_meant(module: str, target: str) -> bool:
+def _targets_module(module: str, target: str) -> bool:
     return module == target or module.endswith(f".{target}")
 
 

@@ -1,4 +1,4 @@
-"""Decides the output's tokenizer and the rows of each model, by the tokenizer settings."""
+"""Plans the output's vocabulary: its tokenizer, and the rows of each model."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.tokenizer import TokenizerSettings, TokenRow
-from mergeloom.planners.transplant.matching import Matches, match, with_special
-from mergeloom.planners.vocabulary.alignment import Alignment, NamedRow, Vocabulary, padded, union
+from mergeloom.planners.transplant.matching import Matches, match_tokens, with_transplanted_rows
+from mergeloom.planners.vocabulary.alignment import (
+    Alignment,
+    RowSetting,
+    Vocabulary,
+    round_up,
+    united_ids,
+)
 from mergeloom.planners.vocabulary.tokenizer import AddedToken, TokenChanges, Tokenizer
 
 MAX_PADDING = 1 << 20
-"""Approximate limit of rows of no token in an output."""
+"""Approximate maximum number of rows without a token."""
 
-PLAIN = {
+DEFAULT_FLAGS = {
     "single_word": False,
     "lstrip": False,
     "rstrip": False,
     "normalized": True,
     "special": False,
 }
-"""Flags of a token that a configuration adds."""
+"""Flags of tokens that a configuration adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Candidate:
     rows: int
 
 
-class Finder(Protocol):
+class ModelFinder(Protocol):
     """Finds the models named in settings."""
 
     def position(self, reference: ModelReference) -> int | None:
@@ -51,12 +57,12 @@ class Finder(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class VocabularyPlan:
-    """The output's tokenizer and how rows get to it.
+    """The output's tokenizer, and the alignment of the models' rows to it.
 
-    ``names`` are the models, in the order of the alignment; ``source`` is the one that the
-    tokenizer is from, where that is neither base nor first. ``warnings`` are complete sentences.
-    ``tokenizers`` are those of the models, and ``matches`` what a transplant finds of the output's
-    tokens in each.
+    ``names`` are the models, in the order of the alignment. ``source`` is the model that the
+    tokenizer is from, unless that is the base or the first. ``warnings`` are complete sentences.
+    ``tokenizers`` are those of the models; for a transplant, ``matches`` are the output's tokens
+    that each of them has.
     """
 
     alignment: Alignment
@@ -73,19 +79,18 @@ class VocabularyPlan:
         return len(self.tokenizer.ids)
 
 
-def decide(
+def plan_vocabulary(
     settings: TokenizerSettings,
     candidates: Sequence[Candidate],
     base: int | None,
-    finder: Finder,
+    finder: ModelFinder,
 ) -> VocabularyPlan:
     """The vocabulary that ``settings`` ask for; ``base`` is the base model's position, if any.
 
     Raises:
         ConfigError: the settings name a missing model or token.
-        CheckpointError: a tokenizer cannot be understood.
+        CheckpointError: a tokenizer is malformed or not supported.
     """
-    warnings: list[str] = []
     first = candidates[base or 0]
     if first.tokenizer is None:
         which = "base" if base is not None else "first"
@@ -93,42 +98,77 @@ def decide(
             f"the {which} model '{first.name}' has no tokenizer, but these settings need one",
             "copy its tokenizer's files, at least tokenizer.json, into its directory",
         )
-    tokenizers = []
-    for candidate in candidates:
-        if candidate.tokenizer is None:
-            warnings.append(
-                f"'{candidate.name}' has no tokenizer: that of '{first.name}' is assumed"
-            )
-        tokenizers.append(candidate.tokenizer or first.tokenizer)
+    warnings = [
+        f"'{candidate.name}' has no tokenizer: that of '{first.name}' is assumed"
+        for candidate in candidates
+        if candidate.tokenizer is None
+    ]
+    tokenizers = [candidate.tokenizer or first.tokenizer for candidate in candidates]
     vocabularies = [
         Vocabulary(candidate.name, tokenizer.ids, candidate.rows)
         for candidate, tokenizer in zip(candidates, tokenizers, strict=True)
     ]
-    warnings += filter(None, map(_beyond, vocabularies))
-    source = settings.source
-    if isinstance(source, ModelReference):
-        output = _of_model(source, candidates, finder, settings.place)
+    warnings += filter(None, map(_rowless_warning, vocabularies))
+    source = settings.source if isinstance(settings.source, ModelReference) else None
+    if source is not None:
+        output = _tokenizer_of_source(source, candidates, finder, settings.place)
         if settings.transplant is None:  # a transplant compares tokens by content
             pairs = list(zip(vocabularies, tokenizers, strict=True))
-            warnings += _questionable(str(source), output, pairs)
+            warnings += _rule_warnings(str(source), output, pairs)
     else:
-        removed = frozenset(vocabularies[base or 0].beyond)
-        output = _without(first.tokenizer, removed)
-        others = [
-            (vocabulary, tokenizer)
-            for vocabulary, tokenizer in zip(vocabularies, tokenizers, strict=True)
-            if tokenizer is not first.tokenizer
-        ]
-        warnings += _questionable(first.name, first.tokenizer, others)
-        if source == "union":
-            output = _united(output, others, first.name, warnings)
-    output = _with_tokens(output, settings.tokens)
-    named = {
+        output = _merged_tokenizer(settings, vocabularies, tokenizers, base or 0, warnings)
+    output = _with_added_tokens(output, settings.tokens)
+    alignment, matches = _aligned_rows(
+        settings, vocabularies, tokenizers, output, base, finder, warnings
+    )
+    return VocabularyPlan(
+        alignment,
+        output,
+        tuple(candidate.name for candidate in candidates),
+        source if source is not None and finder.position(source) != (base or 0) else None,
+        tuple(warnings),
+        tuple(tokenizers),
+        matches,
+    )
+
+
+def _merged_tokenizer(
+    settings: TokenizerSettings,
+    vocabularies: Sequence[Vocabulary],
+    tokenizers: Sequence[Tokenizer],
+    base: int,
+    warnings: list[str],
+) -> Tokenizer:
+    """The tokenizer of the model at ``base``, with tokens of the others if a union is asked for."""
+    first, name = tokenizers[base], vocabularies[base].model
+    output = _without_tokens(first, frozenset(vocabularies[base].tokens_without_row))
+    others = [
+        (vocabulary, tokenizer)
+        for vocabulary, tokenizer in zip(vocabularies, tokenizers, strict=True)
+        if tokenizer is not first
+    ]
+    warnings += _rule_warnings(name, first, others)
+    if settings.source == "union":
+        output = _union_tokenizer(output, others, name, warnings)
+    return output
+
+
+def _aligned_rows(
+    settings: TokenizerSettings,
+    vocabularies: Sequence[Vocabulary],
+    tokenizers: Sequence[Tokenizer],
+    output: Tokenizer,
+    base: int | None,
+    finder: ModelFinder,
+    warnings: list[str],
+) -> tuple[Alignment, tuple[Matches, ...]]:
+    """The rows of the models for the tokens of ``output``; for a transplant, also the matches."""
+    row_settings = {
         token: row
         for token, setting in settings.tokens.items()
-        if (row := _named(token, setting, vocabularies, finder)) is not None
+        if (row := _row_setting(token, setting, vocabularies, finder)) is not None
     }
-    rows = padded(max(output.ids.values(), default=-1) + 1, settings.pad_to_multiple_of)
+    rows = round_up(max(output.ids.values(), default=-1) + 1, settings.pad_to_multiple_of)
     if rows > 4 * len(output.ids) + MAX_PADDING:
         raise settings.place.error(
             f"{len(output.ids)} tokens would need {rows} rows, far too many",
@@ -138,38 +178,29 @@ def decide(
     if settings.transplant is not None:
         prefixes = settings.transplant.prefix != "no"
         matches = tuple(
-            match(tokenizer, output, vocabulary.rows, prefixes)
+            match_tokens(tokenizer, output, vocabulary.rows, prefixes)
             for vocabulary, tokenizer in zip(vocabularies, tokenizers, strict=True)
         )
         vocabularies = [
             replace(vocabulary, ids=found.shared)
             for vocabulary, found in zip(vocabularies, matches, strict=True)
         ]
-    alignment = Alignment.of(vocabularies, base, output.ids, rows, named)
-    warnings += _idle(settings.tokens, output.ids, alignment)
-    if matches and settings.transplant is not None:
-        alignment = with_special(settings.transplant, alignment, output.ids, matches)
-    lacking = set() if matches else set(alignment.lacking())
+    alignment = Alignment.of(vocabularies, base, output.ids, rows, row_settings)
+    warnings += _no_effect_warnings(settings.tokens, output.ids, alignment)
+    if settings.transplant is not None:
+        return with_transplanted_rows(settings.transplant, alignment, output.ids, matches), matches
+    lacking = set(alignment.rows_without_source())
     if lacking:
         lost = [token for token, number in output.ids.items() if number in lacking]
         warnings.append(
-            f"no model has a row for {_count(lost)} ({_first(lost)}): their rows will be zeros"
+            f"no model has a row for {_count_text(lost)} ({_first_token(lost)}): their rows will "
+            "be zeros"
         )
-    names = tuple(candidate.name for candidate in candidates)
-    other = isinstance(source, ModelReference) and finder.position(source) != (base or 0)
-    return VocabularyPlan(
-        alignment,
-        output,
-        names,
-        source if isinstance(source, ModelReference) and other else None,
-        tuple(warnings),
-        tuple(tokenizers),
-        matches,
-    )
+    return alignment, matches
 
 
-def _of_model(
-    source: ModelReference, candidates: Sequence[Candidate], finder: Finder, place: Place
+def _tokenizer_of_source(
+    source: ModelReference, candidates: Sequence[Candidate], finder: ModelFinder, place: Place
 ) -> Tokenizer:
     try:
         position = finder.position(source)
@@ -191,7 +222,7 @@ def _of_model(
     return tokenizer
 
 
-def _without(tokenizer: Tokenizer, removed: frozenset[str]) -> Tokenizer:
+def _without_tokens(tokenizer: Tokenizer, removed: frozenset[str]) -> Tokenizer:
     if not removed:
         return tokenizer
     changes = tokenizer.changes
@@ -207,18 +238,18 @@ def _without(tokenizer: Tokenizer, removed: frozenset[str]) -> Tokenizer:
     )
 
 
-def _united(
+def _union_tokenizer(
     first: Tokenizer,
     others: Sequence[tuple[Vocabulary, Tokenizer]],
     name: str,
     warnings: list[str],
 ) -> Tokenizer:
-    """``first`` with the tokens of all other tokenizers that have a row in their model."""
+    """``first`` with those tokens of all other tokenizers that have a row in their model."""
     with_rows = [
         {token: number for token, number in item.ids.items() if number < vocabulary.rows}
         for vocabulary, item in others
     ]
-    ids = union(first.ids, with_rows)
+    ids = united_ids(first.ids, with_rows)
     added: dict[str, AddedToken] = {}
     differing: dict[str, str] = {}
     for (vocabulary, item), known in zip(others, with_rows, strict=True):
@@ -229,8 +260,8 @@ def _united(
             if before is not None:
                 if before.flags != entry.flags:
                     differing.setdefault(token, vocabulary.model)
-            elif entry.special or (entry.apart and token not in first.ids):
-                added[token] = replace(entry, number=ids[token], apart=token not in first.ids)
+            elif entry.special or (entry.is_extra and token not in first.ids):
+                added[token] = replace(entry, number=ids[token], is_extra=token not in first.ids)
     ordinary = {
         token: number
         for token, number in ids.items()
@@ -239,8 +270,8 @@ def _united(
     if ordinary and first.takes_whole_words:
         warnings.append(
             f"the tokenizer of '{name}' only finds whole words that are tokens: "
-            f"{_count(ordinary)} of other models ({_first(ordinary)}) are matched anywhere in "
-            "a text"
+            f"{_count_text(ordinary)} of other models ({_first_token(ordinary)}) are matched "
+            "anywhere in a text"
         )
     for token, model in list(differing.items())[:1]:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
@@ -259,14 +290,15 @@ def _united(
     )
 
 
-def _with_tokens(tokenizer: Tokenizer, tokens: Mapping[str, TokenRow]) -> Tokenizer:
+def _with_added_tokens(tokenizer: Tokenizer, tokens: Mapping[str, TokenRow]) -> Tokenizer:
     """The tokenizer with the missing tokens of the configuration added."""
     new = [token for token in tokens if token not in tokenizer.ids]
     if not new:
         return tokenizer
     following = max(tokenizer.ids.values(), default=-1) + 1
     added = {
-        token: AddedToken(token, following + number, PLAIN) for number, token in enumerate(new)
+        token: AddedToken(token, following + number, DEFAULT_FLAGS)
+        for number, token in enumerate(new)
     }
     changes = tokenizer.changes
     return replace(
@@ -277,12 +309,12 @@ def _with_tokens(tokenizer: Tokenizer, tokens: Mapping[str, TokenRow]) -> Tokeni
     )
 
 
-def _named(
-    token: str, setting: TokenRow, vocabularies: Sequence[Vocabulary], finder: Finder
-) -> NamedRow | None:
+def _row_setting(
+    token: str, setting: TokenRow, vocabularies: Sequence[Vocabulary], finder: ModelFinder
+) -> RowSetting | None:
     """The row that a setting names, checked against the models; ``None`` if it names none."""
     if setting.zero:
-        return NamedRow(None, setting.force)
+        return RowSetting(None, setting.force)
     if setting.model is None:
         return None
     position = finder.position(setting.model)
@@ -305,21 +337,21 @@ def _named(
             f"'{setting.model}' has no row for id {number}: its embedding has "
             f"{vocabulary.rows} rows"
         )
-    return NamedRow((position, number), setting.force)
+    return RowSetting((position, number), setting.force)
 
 
-def _beyond(vocabulary: Vocabulary) -> str | None:
-    beyond = vocabulary.beyond
+def _rowless_warning(vocabulary: Vocabulary) -> str | None:
+    beyond = vocabulary.tokens_without_row
     if not beyond:
         return None
     first = min(beyond, key=vocabulary.ids.__getitem__)
     return (
-        f"{_count(beyond)} of '{vocabulary.model}' ({_first([first])}) have ids beyond the "
-        f"{vocabulary.rows} rows of its embedding and are ignored"
+        f"{_count_text(beyond)} of '{vocabulary.model}' ({_first_token([first])}) have ids beyond "
+        f"the {vocabulary.rows} rows of its embedding and are ignored"
     )
 
 
-def _questionable(
+def _rule_warnings(
     name: str, first: Tokenizer, others: Sequence[tuple[Vocabulary, Tokenizer]]
 ) -> Iterator[str]:
     """Warnings about tokenizers that split text by other rules, so that tokens of equal spelling
@@ -335,7 +367,7 @@ def _questionable(
             )
 
 
-def _idle(
+def _no_effect_warnings(
     tokens: Mapping[str, TokenRow], ids: Mapping[str, int], alignment: Alignment
 ) -> Iterator[str]:
     """Warnings about settings without effect."""
@@ -351,11 +383,11 @@ def _idle(
             )
 
 
-def _count(tokens: Sequence[str] | Mapping[str, int]) -> str:
+def _count_text(tokens: Sequence[str] | Mapping[str, int]) -> str:
     return "1 token" if len(tokens) == 1 else f"{len(tokens)} tokens"
 
 
-def _first(tokens: Sequence[str] | Mapping[str, int]) -> str:
+def _first_token(tokens: Sequence[str] | Mapping[str, int]) -> str:
     shown = repr(next(iter(tokens)))
     return (shown if len(shown) <= 60 else shown[:57] + "...") + (
         ", ..." if len(tokens) > 1 else ""

@@ -1,4 +1,4 @@
-"""Weights stored as codes, merged by value: against what the formats' own libraries read."""
+"""Quantised weights, merged by value: against what the formats' own libraries read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import mergeloom
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.planners.models.coded import without_codes
-from tests.planners.models.coded_files import (
+from mergeloom.planners.models.quantised_weights import without_quantisation
+from tests.planners.models.quantised_files import (
     CONFIG,
     FORMATS,
     PLAIN_ONLY,
@@ -274,7 +274,7 @@ def test_complex_numbers_are_copied_and_named(tmp_path: Path) -> None:
 
 def test_settings_of_quantisation_are_removed_from_the_configuration() -> None:
     inner = {"quantization_config": {"quant_method": "fp8"}, "hidden_size": 8}
-    assert without_codes({"text_config": inner, "expert_dtype": "fp4", "a": 1}) == {
+    assert without_quantisation({"text_config": inner, "expert_dtype": "fp4", "a": 1}) == {
         "text_config": {"hidden_size": 8},
         "a": 1,
     }

@@ -1,8 +1,8 @@
-"""The files of the output's tokenizer: those of the model it comes from, with tokens added to it.
+"""The files of the output's tokenizer: those of its source model, with tokens added and removed.
 
-Tokens that other models add to theirs (special ones above all) are found in a text as they are
-there. Ordinary tokens of other models go into the vocabulary without merges or scores that would
-make them a choice, so that a text that the first tokenizer knows is cut as before.
+Added tokens of other models, above all special ones, are recognised in text as in those models.
+Their ordinary tokens are added to the vocabulary without merges, or with the lowest score, so that
+text is split as before.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.small_files import read_object
 from mergeloom.planners.vocabulary.tokenizer import (
-    LIBRARY,
-    SETTINGS,
+    SETTINGS_FILE,
+    TOKENIZER_FILE,
     TokenChanges,
-    library_document,
+    tokenizer_json,
 )
-from mergeloom.planners.vocabulary.tokens import added_entries, unclear
+from mergeloom.planners.vocabulary.tokens import added_entries, unknown_format_error
 
-_ADDED = "added_tokens.json"
-_SUPERSEDED = (
+_ADDED_FILE = "added_tokens.json"
+_SUPERSEDED_FILES = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
@@ -37,41 +37,41 @@ _SUPERSEDED = (
 
 
 def changed_files(folder: Folder, changes: TokenChanges) -> dict[str, bytes | None]:
-    """New contents of files of the tokenizer in ``folder``; ``None`` for those to be left out.
+    """New contents of files of the tokenizer in ``folder``; ``None`` for files that are left out.
 
     Raises:
-        CheckpointError: it cannot be understood.
+        CheckpointError: it is malformed.
     """
     if not changes:
         return {}
-    document = library_document(folder)
+    document = tokenizer_json(folder)
     if document is None:
-        raise unclear(f"{folder.name}/{LIBRARY}")
-    _change_library(document, changes, f"{folder.name}/{LIBRARY}")
-    files: dict[str, bytes | None] = {LIBRARY: _json(document, None)}
-    if folder.has(SETTINGS):
-        settings = read_object(folder, SETTINGS)
+        raise unknown_format_error(f"{folder.name}/{TOKENIZER_FILE}")
+    _change_tokenizer_json(document, changes, f"{folder.name}/{TOKENIZER_FILE}")
+    files: dict[str, bytes | None] = {TOKENIZER_FILE: _json(document, None)}
+    if folder.has(SETTINGS_FILE):
+        settings = read_object(folder, SETTINGS_FILE)
         if _change_settings(settings, changes):
-            files[SETTINGS] = _json(settings, 2)
-    if folder.has(_ADDED):
+            files[SETTINGS_FILE] = _json(settings, 2)
+    if folder.has(_ADDED_FILE):
         known = {
             token: number
-            for token, number in read_object(folder, _ADDED).items()
+            for token, number in read_object(folder, _ADDED_FILE).items()
             if token not in changes.removed
         }
         known.update((token.content, token.number) for token in changes.added.values())
-        files[_ADDED] = _json(known, 2)
+        files[_ADDED_FILE] = _json(known, 2)
     if changes.ordinary or changes.removed:
-        files.update((name, None) for name in _SUPERSEDED if folder.has(name))
+        files.update((name, None) for name in _SUPERSEDED_FILES if folder.has(name))
         files.update((name, None) for name in folder.names() if name.endswith(".tiktoken"))
     return files
 
 
-def _change_library(document: dict[str, Any], changes: TokenChanges, path: str) -> None:
+def _change_tokenizer_json(document: dict[str, Any], changes: TokenChanges, path: str) -> None:
     """Change the content of ``tokenizer.json``.
 
-    The library gives an added token the next free id unless the vocabulary has it with another:
-    so all of them are put there as well.
+    The library gives an added token the next free id, unless the vocabulary has it; so all are put
+    into the vocabulary if they would get other ids.
     """
     model = document["model"]
     by_content = {item.get("content"): item for item in added_entries(document, path)}
@@ -85,20 +85,20 @@ def _change_library(document: dict[str, Any], changes: TokenChanges, path: str) 
         for token in changes.removed:
             vocabulary.pop(token, None)
         vocabulary.update(changes.ordinary)
-        if not _follow(document["added_tokens"], vocabulary):
+        if not _get_their_ids(document["added_tokens"], vocabulary):
             for token, number in entries.items():
                 vocabulary.setdefault(token, number)
     elif isinstance(vocabulary, list):
         model["vocab"] = _with_scores(vocabulary, entries, changes)
     else:
-        raise unclear(path)
+        raise unknown_format_error(path)
     if changes.removed and isinstance(model.get("merges"), list):
-        model["merges"] = [merge for merge in model["merges"] if _remains(merge, changes.removed)]
+        model["merges"] = [merge for merge in model["merges"] if _is_kept(merge, changes.removed)]
 
 
-def _follow(added: Sequence[Mapping[str, Any]], vocabulary: Mapping[str, int]) -> bool:
-    """Whether added tokens get their ids though the vocabulary lacks them: one after the other,
-    from its number of tokens on."""
+def _get_their_ids(added: Sequence[Mapping[str, Any]], vocabulary: Mapping[str, int]) -> bool:
+    """Whether the library gives added tokens the ids they have, even if the vocabulary lacks them:
+    one after the other, from its number of tokens on."""
     following = len(vocabulary)
     for item in added:
         if item["content"] in vocabulary:
@@ -113,19 +113,19 @@ def _follow(added: Sequence[Mapping[str, Any]], vocabulary: Mapping[str, int]) -
 def _with_scores(
     pieces: list[list[Any]], added: Mapping[str, int], changes: TokenChanges
 ) -> list[list[Any]]:
-    """Pieces with scores, whose place is their id; what is added is never the better choice."""
+    """Pieces with scores, in the order of ids; added ones get a lower score than all others."""
     kept = [piece for piece in pieces if piece[0] not in changes.removed]
     known = {piece[0] for piece in kept}
     more = {**added, **changes.ordinary}
     following = {number: token for token, number in more.items() if token not in known}
     last = max(following, default=-1)
-    never = min((piece[1] for piece in kept), default=0.0) - 10_000.0
+    lowest = min((piece[1] for piece in kept), default=0.0) - 10_000.0
     for number in range(len(kept), last + 1):
-        kept.append([following.get(number, f"<unused {number}>"), never])
+        kept.append([following.get(number, f"<unused {number}>"), lowest])
     return kept
 
 
-def _remains(merge: object, removed: frozenset[str]) -> bool:
+def _is_kept(merge: object, removed: frozenset[str]) -> bool:
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list):
         return True
@@ -133,7 +133,7 @@ def _remains(merge: object, removed: frozenset[str]) -> bool:
 
 
 def _change_settings(settings: dict[str, Any], changes: TokenChanges) -> bool:
-    """Change the content of ``tokenizer_config.json``; whether there was anything to change."""
+    """Change the content of ``tokenizer_config.json``; returns whether it has added tokens."""
     listed = settings.get("added_tokens_decoder")
     if not isinstance(listed, dict):
         return False
@@ -150,7 +150,8 @@ def _change_settings(settings: dict[str, Any], changes: TokenChanges) -> bool:
 
 
 def _json(document: Mapping[str, Any], indent: int | None) -> bytes:
-    """As UTF-8, piece by piece: as one string it would take four bytes for each character."""
+    """JSON as UTF-8, encoded piece by piece, because one string may take four bytes per
+    character."""
     whole = json.dumps(document, indent=indent, ensure_ascii=False) if indent else None
     content = bytearray()
     try:
@@ -162,20 +163,20 @@ def _json(document: Mapping[str, Any], indent: int | None) -> bytes:
     return bytes(content)
 
 
-_AT_ONCE = 4096
-"""Entries of a vocabulary or a list of merges in one piece."""
+_ENTRIES_PER_PIECE = 4096
+"""Maximum entries of a vocabulary or of a list of merges in one piece."""
 
 
 def _pieces(value: Any) -> Iterator[str]:
-    """What `json.dumps` makes of a value, in pieces of at most `_AT_ONCE` entries."""
+    """The result of `json.dumps` in pieces of at most `_ENTRIES_PER_PIECE` entries."""
     if not isinstance(value, (dict, list)) or not value:
         yield json.dumps(value, ensure_ascii=False)
         return
     is_list = isinstance(value, list)
     rest = iter(value if isinstance(value, list) else value.items())
     before = "[" if is_list else "{"
-    if is_list or len(value) > _AT_ONCE:
-        while some := list(islice(rest, _AT_ONCE)):
+    if is_list or len(value) > _ENTRIES_PER_PIECE:
+        while some := list(islice(rest, _ENTRIES_PER_PIECE)):
             yield before + json.dumps(some if is_list else dict(some), ensure_ascii=False)[1:-1]
             before = ", "
     else:

@@ -1,12 +1,12 @@
-"""Models of one architecture with different prefixes: tensors renamed to match the first model.
+"""Models of one architecture whose tensor names have other prefixes, renamed as in the first model.
 
     GPT-2         h.0.mlp.c_fc.weight           transformer.h.0.mlp.c_fc.weight
     a language    model.layers.0.mlp.up.weight  model.language_model.layers.0.mlp.up.weight
     model in a    model.embed_tokens.weight     model.language_model.embed_tokens.weight
     larger one    lm_head.weight                lm_head.weight
 
-Two towers correspond if their layers have mostly the same suffixes. Without the common end of their
-prefixes, the rest are the two roots between which names are translated.
+Two towers correspond if most suffixes of their layers are the same. Names are translated between
+their roots, which are their prefixes without the common end.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
-from mergeloom.planners.models.architecture import Architecture, Tower, infer
-from mergeloom.planners.models.model import Model, Shape, Stored
+from mergeloom.planners.models.architecture import Architecture, Tower, infer_architecture
+from mergeloom.planners.models.model import Model, Shape, TensorLocation
 from mergeloom.planners.models.token_weights import TokenWeights
 
-ALIKE = 0.5
+MIN_COMMON_SHARE = 0.5
 """Minimum share of common suffixes among all suffixes of two towers' layers."""
 
 
@@ -47,7 +47,7 @@ class RenamedModel:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return infer({name: self.shape(name) for name in self.names}, self.config)
+        return infer_architecture({name: self.shape(name) for name in self.names}, self.config)
 
     @cached_property
     def tokens(self) -> TokenWeights:
@@ -59,7 +59,7 @@ class RenamedModel:
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
-    def stored(self, tensor: str) -> Stored | None:
+    def stored(self, tensor: str) -> TensorLocation | None:
         return self.model.stored(self.names[tensor])
 
     def shape(self, tensor: str) -> Shape:
@@ -74,15 +74,14 @@ class RenamedModel:
         return self.model.node(builder, self.names[tensor], rows)
 
 
-def aligned(model: Model, first: Model) -> Model:
-    """``model`` with the names of ``first``; unchanged if its layers already have the same names,
-    or names with nothing in common.
-    """
+def with_names_of(model: Model, first: Model) -> Model:
+    """``model`` with the names of ``first``; unchanged if its layers have the same names, or names
+    with nothing in common."""
     own, theirs = model.architecture, first.architecture
     known = {tower.prefix for tower in theirs.towers}
     if all(tower.prefix in known for tower in own.towers):
         return model
-    pairs = dict(_pairs(own, theirs))
+    pairs = dict(_corresponding_towers(own, theirs))
     if not pairs:
         return model
     names: dict[str, str] = {}
@@ -107,9 +106,11 @@ def _translation(
         if other is not None and name.startswith(tower.prefix):
             return other.prefix + name.removeprefix(tower.prefix)
         moved = new_root + name.removeprefix(root) if name.startswith(root) else name
-        if moved in theirs.around or name in theirs.around:
-            return moved if moved in theirs.around else name
-        ends = [n for n in theirs.around if n.endswith(f".{name}") or name.endswith(f".{n}")]
+        if moved in theirs.outside_layers or name in theirs.outside_layers:
+            return moved if moved in theirs.outside_layers else name
+        ends = [
+            n for n in theirs.outside_layers if n.endswith(f".{name}") or name.endswith(f".{n}")
+        ]
         if len(ends) == 1:
             return ends[0]
         return name if name == own.head and "." not in tower.prefix.rstrip(".") else moved
@@ -117,18 +118,18 @@ def _translation(
     return translate
 
 
-def _pairs(own: Architecture, theirs: Architecture) -> Iterator[tuple[str, Tower]]:
+def _corresponding_towers(own: Architecture, theirs: Architecture) -> Iterator[tuple[str, Tower]]:
     """Corresponding towers: the prefix here, and the tower in the other model."""
     free = {tower.prefix: tower for tower in theirs.towers if tower.layers}
     for tower in own.towers:
         if tower.layers and free:
-            found = max(free.values(), key=lambda other: _likeness(tower, other))
-            if _likeness(tower, found)[0] >= ALIKE:
+            found = max(free.values(), key=lambda other: _similarity(tower, other))
+            if _similarity(tower, found)[0] >= MIN_COMMON_SHARE:
                 del free[found.prefix]
                 yield tower.prefix, found
 
 
-def _likeness(one: Tower, other: Tower) -> tuple[float, int]:
+def _similarity(one: Tower, other: Tower) -> tuple[float, int]:
     """Share of common suffixes of two towers, and length of the common end of their prefixes."""
     mine, theirs = (
         {suffix for layer in tower.suffixes for suffix in layer} for tower in (one, other)

@@ -11,13 +11,13 @@ from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import Folder
-from mergeloom.planners.models.gguf.tokenizer import CONTROL, SPLITS, USER_DEFINED
+from mergeloom.planners.models.gguf.tokenizer import CONTROL, SPLITTING_PATTERNS, USER_DEFINED
 from mergeloom.planners.vocabulary.chat_template import template_of
 from mergeloom.planners.vocabulary.tokenizer import (
     Tokenizer,
     added_tokens,
-    library_document,
     read_tokenizer,
+    tokenizer_json,
 )
 
 _NORMAL, _UNKNOWN, _UNUSED, _BYTE = 1, 2, 5, 6
@@ -28,51 +28,55 @@ _ROLES = {
     "pad_token": "padding_token_id",
 }
 _PREFIX = "tokenizer.ggml."
-_NEVER_MERGED = -1e9
+_SCORE_WITHOUT_MERGE = -1e9
 """Score of a piece that is not the result of a merge."""
 
 
-def words_of(folder: Folder, rows: int, where: str) -> dict[str, Any]:
+def tokenizer_metadata(folder: Folder, rows: int, where: str) -> dict[str, Any]:
     """The metadata of the tokenizer in ``folder`` for an embedding with ``rows`` rows; empty if
     there is no tokenizer. ``where`` is the model's name in messages.
 
     Raises:
         CheckpointError: GGUF cannot express it.
     """
-    document, tokenizer = library_document(folder), read_tokenizer(folder)
+    document, tokenizer = tokenizer_json(folder), read_tokenizer(folder)
     if document is None or tokenizer is None:
         return {}
     model = document.get("model")
     if not isinstance(model, dict) or tokenizer.kind != "BPE":
-        raise _untold(where, f"it is of the type {tokenizer.kind}, not BPE")
+        raise _not_expressible(where, f"it is of the type {tokenizer.kind}, not BPE")
     if max(tokenizer.ids.values(), default=0) >= rows:
         raise CheckpointError(f"'{where}' has tokens without a row in its embedding")
-    parts = list(_parts(document))
+    parts = list(_splitting_steps(document))
     if any(part.get("type") == "ByteLevel" for part in parts):
-        told: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "model": "gpt2",
-            "pre": _cut(parts, where),
+            "pre": _splitting_rule(parts, where),
             "merges": _merges(model),
         }
     elif model.get("byte_fallback") is True:
-        told = {"model": "llama", "pre": "default", "add_space_prefix": _prepends(document)}
+        metadata = {
+            "model": "llama",
+            "pre": "default",
+            "add_space_prefix": _adds_space_prefix(document),
+        }
     else:
-        raise _untold(where, "it cannot represent arbitrary bytes")
-    tokens, kinds = _tokens(document, tokenizer, rows, told["model"] == "llama")
-    told |= {"tokens": tokens, "token_type": kinds}
-    if told["model"] == "llama":
-        told["scores"] = _scores(tokens, model)
+        raise _not_expressible(where, "it cannot represent arbitrary bytes")
+    tokens, kinds = _tokens(document, tokenizer, rows, metadata["model"] == "llama")
+    metadata |= {"tokens": tokens, "token_type": kinds}
+    if metadata["model"] == "llama":
+        metadata["scores"] = _scores(tokens, model)
     for role, key in _ROLES.items():
         number = tokenizer.ids.get(tokenizer.special_names.get(role, ""))
         if number is not None:
-            told[key] = number
-    told["add_bos_token"] = _begins(document)
-    found = {_PREFIX + key: value for key, value in told.items()}
+            metadata[key] = number
+    metadata["add_bos_token"] = _adds_bos_token(document)
+    found = {_PREFIX + key: value for key, value in metadata.items()}
     template = template_of(folder)
     return found if template is None else {**found, "tokenizer.chat_template": template}
 
 
-def _parts(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _splitting_steps(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The steps of splitting text."""
     first = document.get("pre_tokenizer")
     inside = first.get("pretokenizers") if isinstance(first, dict) else None
@@ -81,7 +85,7 @@ def _parts(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield part
 
 
-def _cut(parts: list[Mapping[str, Any]], where: str) -> str:
+def _splitting_rule(parts: list[Mapping[str, Any]], where: str) -> str:
     """The GGUF name of the splitting rule."""
     others = [part for part in parts if part.get("type") != "ByteLevel"]
     if not others:
@@ -94,9 +98,9 @@ def _cut(parts: list[Mapping[str, Any]], where: str) -> str:
         return "smollm"
     pattern = others[0].get("pattern")
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-    name = next((name for name, split in SPLITS.items() if split == regex), None)
+    name = next((name for name, split in SPLITTING_PATTERNS.items() if split == regex), None)
     if name is None or len(others) > 1:
-        raise _untold(where, "GGUF has no name for its pre-tokenizer")
+        raise _not_expressible(where, "GGUF has no name for its pre-tokenizer")
     return name
 
 
@@ -105,19 +109,24 @@ def _merges(model: Mapping[str, Any]) -> list[str]:
 
 
 def _tokens(
-    document: Mapping[str, Any], tokenizer: Tokenizer, rows: int, pieces: bool
+    document: Mapping[str, Any], tokenizer: Tokenizer, rows: int, has_byte_fallback: bool
 ) -> tuple[list[str], list[int]]:
     """Tokens by id, and their kinds; rows without a token are marked unused."""
     tokens = [f"[PAD{number}]" for number in range(rows)]
     kinds = [_UNUSED] * rows
     for token, number in tokenizer.ids.items():
         tokens[number] = token
-        spelled = pieces and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+        spelled = (
+            has_byte_fallback
+            and len(token) == 6
+            and token.startswith("<0x")
+            and token.endswith(">")
+        )
         kinds[number] = _BYTE if spelled else _NORMAL
     for each in added_tokens(document, tokenizer.settings, tokenizer.ids, tokenizer.folder.name):
         kinds[each.number] = CONTROL if each.special else USER_DEFINED
     unknown = tokenizer.ids.get(tokenizer.special_names.get("unk_token", ""))
-    if unknown is not None and pieces:
+    if unknown is not None and has_byte_fallback:
         kinds[unknown] = _UNKNOWN
     return tokens, kinds
 
@@ -127,10 +136,10 @@ def _scores(tokens: list[str], model: Mapping[str, Any]) -> list[float]:
     made: dict[str, int] = {}
     for rank, merge in enumerate(_merges(model)):
         made.setdefault(merge.replace(" ", "", 1), rank)
-    return [float(-made[token]) if token in made else _NEVER_MERGED for token in tokens]
+    return [float(-made[token]) if token in made else _SCORE_WITHOUT_MERGE for token in tokens]
 
 
-def _prepends(document: Mapping[str, Any]) -> bool:
+def _adds_space_prefix(document: Mapping[str, Any]) -> bool:
     """Whether a space is prepended to text."""
     before = document.get("normalizer")
     inside = before.get("normalizers") if isinstance(before, dict) else None
@@ -139,11 +148,11 @@ def _prepends(document: Mapping[str, Any]) -> bool:
         return True
     return any(
         part.get("type") == "Metaspace" and part.get("prepend_scheme") != "never"
-        for part in _parts(document)
+        for part in _splitting_steps(document)
     )
 
 
-def _begins(document: Mapping[str, Any]) -> bool:
+def _adds_bos_token(document: Mapping[str, Any]) -> bool:
     """Whether a beginning-of-text token is prepended."""
     after = document.get("post_processor")
     inside = after.get("processors") if isinstance(after, dict) else None
@@ -154,7 +163,7 @@ def _begins(document: Mapping[str, Any]) -> bool:
     return False
 
 
-def _untold(where: str, why: str) -> CheckpointError:
+def _not_expressible(where: str, why: str) -> CheckpointError:
     return CheckpointError(
         f"the tokenizer of '{where}' cannot be written to a GGUF file: {why}",
         remedy="export with --no-tokenizer, and give the program that reads the file the tokenizer",

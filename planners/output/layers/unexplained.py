@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from mergeloom.planners.output.layers import keys
 from mergeloom.planners.output.layers.described import Description
-from mergeloom.planners.output.layers.homes import values
+from mergeloom.planners.output.layers.locations import nested_object
 from mergeloom.planners.output.layers.stack import Edit
 
 _Kind = TypeVar("_Kind", bound=Hashable)
@@ -23,24 +23,31 @@ def refuse_unexplained(edit: Edit) -> None:
     known = _kinds(edit, edit.donor)
     kinds: list[Hashable] = known if known is not None else [()] * len(sets)
     depth, new = len(sets), edit.tower.depth
-    if _function(kinds, sets) is not None:
+    if _tensors_by_kind(kinds, sets) is not None:
         return
-    placed = _function(_placed(kinds), sets)
+    by_position = _tensors_by_kind(_with_positions(kinds), sets)
     others: dict[str, list[Hashable] | None] = {edit.donor.model: kinds}
-    for of in {origin.of.model: origin.of for origin in edit.tower.origins}.values():
+    sources = {origin.description.model: origin.description for origin in edit.tower.origins}
+    for of in sources.values():
         if of.model not in others:
             others[of.model] = theirs = _kinds(edit, of) if known is not None else None
-            more = theirs and _function(_placed(theirs), list(map(frozenset, of.tower.suffixes)))
-            placed = {**(more or {}), **placed} if placed is not None else None
+            more = theirs and _tensors_by_kind(
+                _with_positions(theirs), list(map(frozenset, of.tower.suffixes))
+            )
+            by_position = {**(more or {}), **by_position} if by_position is not None else None
     for i, origin in enumerate(edit.tower.origins):
-        theirs = others[origin.of.model]
+        theirs = others[origin.description.model]
         if theirs is None:
             continue
-        layer = frozenset(origin.of.tower.suffixes[origin.layer])
-        needed = None if placed is None else _at(placed, theirs[origin.layer], _end(i, new))
-        if needed is None and origin.of is not edit.donor:
+        layer = frozenset(origin.description.tower.suffixes[origin.layer])
+        needed = (
+            None
+            if by_position is None
+            else _at(by_position, theirs[origin.layer], _position(i, new))
+        )
+        if needed is None and origin.description is not edit.donor:
             continue
-        if needed is None and placed is None and origin.layer == i and new == depth:
+        if needed is None and by_position is None and origin.layer == i and new == depth:
             needed = sets[i]
         if needed != layer:
             odd = min(layer ^ (needed or next(s for s in sets if s != layer)))
@@ -49,8 +56,8 @@ def refuse_unexplained(edit: Edit) -> None:
                 f"whose tensors differ from those of other layers ({told}), and nothing known in "
                 "config.json says which layers are of which kind"
             )
-            if needed is not None and placed is not None:
-                place = f"the {_end(i, new)}" if _end(i, new) else "an inner"
+            if needed is not None and by_position is not None:
+                place = f"the {_position(i, new)}" if _position(i, new) else "an inner"
                 has = "has" if odd in layer else "lacks"
                 why = f"which {has} {told}, unlike {place} layer of such a model"
             edit.refuse(
@@ -62,9 +69,9 @@ def refuse_unexplained(edit: Edit) -> None:
 
 def refuse_stages(edit: Edit) -> None:
     """Refuse changed stages: each stage has its own width and halves the image."""
-    place, depth = edit.donor.place, edit.donor.depth
-    for key in keys.WIDTHS:
-        value = place.get(key)
+    section, depth = edit.donor.section, edit.donor.depth
+    for key in keys.WIDTH_KEYS:
+        value = section.get(key)
         about = not key.startswith("conv") or "conv" in edit.donor.tower.prefix
         if about and isinstance(value, list) and len(value) == depth:
             edit.refuse(
@@ -89,9 +96,9 @@ def _kinds(edit: Edit, of: Description) -> list[Hashable] | None:
     for rule in donor.rules:
         if found := donor.kinds(rule.name):
             add(found, of.kinds(rule.name))
-    for path in edit.inner():
-        for key, value in values(donor.place, path).items():
-            if keys.is_one_a_layer(key, value, donor.depth):
+    for path in edit.paths():
+        for key, value in nested_object(donor.section, path).items():
+            if keys.is_per_layer(key, value, donor.depth):
                 add(donor.entries(path, key) or (), of.entries(path, key))
             elif (named := donor.numbers(path, key)) is not None:
                 own = [i in named for i in range(donor.depth)]
@@ -108,16 +115,16 @@ def _marked(numbers: Sequence[int] | None, depth: int) -> list[bool] | None:
     return None if numbers is None else [i in numbers for i in range(depth)]
 
 
-def _placed(kinds: Sequence[Hashable]) -> list[tuple[Hashable, str]]:
-    """Each layer's kind, and its place."""
-    return [(kind, _end(i, len(kinds))) for i, kind in enumerate(kinds)]
+def _with_positions(kinds: Sequence[Hashable]) -> list[tuple[Hashable, str]]:
+    """The kind and the position of each layer."""
+    return [(kind, _position(i, len(kinds))) for i, kind in enumerate(kinds)]
 
 
-def _end(i: int, depth: int) -> str:
+def _position(i: int, depth: int) -> str:
     return "first" if i == 0 else "last" if i == depth - 1 else ""
 
 
-def _function(
+def _tensors_by_kind(
     kinds: Sequence[_Kind], sets: Sequence[frozenset[str]]
 ) -> Mapping[_Kind, frozenset[str]] | None:
     """The tensors of each kind, if the kind determines the tensors."""

@@ -1,4 +1,4 @@
-"""The models of one document with unified names, towers and parts."""
+"""The models of one document, with the tensor names and towers of its base or first model."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import replace
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.planners.config.model_reference import ModelReference
-from mergeloom.planners.models.alignment import RenamedModel, aligned
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.pool import Models
+from mergeloom.planners.models.renamed import RenamedModel, with_names_of
 
 
-class Fitting:
-    """The models of one document, with the tensor names of its base or first model.
+class UnifiedModels:
+    """The models of one document, with the tensor names of its base or first model, ``donor``.
 
-    ``parts`` are the names of weights with a separate module, by module name.
+    ``parts`` are the names of weights that have a module of their own, by module name.
     """
 
     def __init__(self, models: Models, donor: Model) -> None:
         self._models = models
         self._donor = donor
-        self._fitted: dict[int, Model] = {}
+        self._unified: dict[int, Model] = {}
         self._remapped: Mapping[int, Model] = {}
         self.parts: dict[str, frozenset[str]] = {}
 
@@ -51,22 +51,22 @@ class Fitting:
         )
 
     def get(self, reference: ModelReference) -> Model:
-        """A model; raises like `Models.get`."""
-        return self.fit(self._models.get(reference))
+        """The model of a reference; raises as `Models.get`."""
+        return self.unified(self._models.get(reference))
 
-    def fit(self, model: Model) -> Model:
-        """A model with the names of the base or first one and the output's vocabulary; cached per
-        model."""
-        found = self._fitted.get(id(model))
+    def unified(self, model: Model) -> Model:
+        """A model with the names of the base or first model and, once it is known, with the
+        output's vocabulary."""
+        found = self._unified.get(id(model))
         if found is None:
-            found = model if model is self._donor else aligned(model, self._donor)
-            self._fitted[id(model)] = found
+            found = model if model is self._donor else with_names_of(model, self._donor)
+            self._unified[id(model)] = found
         return self._remapped.get(id(found), found)
 
-    def remap(self, remapped: Mapping[int, Model]) -> None:
+    def set_remapped(self, remapped: Mapping[int, Model]) -> None:
         """Replace models (by `id`) by those with the output's vocabulary."""
         self._remapped = remapped
 
     def renamed(self) -> Iterator[RenamedModel]:
         """The models whose stored tensors have other names."""
-        return (model for model in self._fitted.values() if isinstance(model, RenamedModel))
+        return (model for model in self._unified.values() if isinstance(model, RenamedModel))

@@ -1,11 +1,11 @@
-"""Weights outside the layers with a part for each layer, rearranged like the layers.
+"""Weights outside the layers that have a part for each layer; parts are rearranged like layers.
 
     A's layers     0 1 2 3      embed_tokens_per_layer  [tokens, 4 parts]
     slices         A[0,2] B[1,3]
     the output's   A0 A1 B1 B2  each part from the model and layer that the layer is from
 
-The parts are gathered by the reader. The sources at one position of every slice form one input, and
-the inputs are merged as one tensor, like other weights before the layers.
+The reader gathers the parts. The sources at one position of all slices form one input, and the
+inputs are merged as one tensor, like other weights before the layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from mergeloom.planners.slices.slices import LayerSource, Slice, TensorSources
 
 @dataclass(frozen=True)
 class GatheredModel:
-    """A model with one weight gathered from several models; all else is from the first."""
+    """A model with one weight that is gathered from several models; everything else is the
+    first's."""
 
     first: Model
     models: tuple[str, ...]
@@ -71,8 +72,8 @@ class GatheredModel:
         return builder.load_bytes(found.bytes, found.dtype, found.shape, tensor)
 
 
-def gather(wanted: TensorSources, slices: Sequence[Slice]) -> TensorSources:
-    """The sources of a weight with a part for each layer, parts gathered as in ``slices``.
+def gather_parts(wanted: TensorSources, slices: Sequence[Slice]) -> TensorSources:
+    """The sources of a weight that has a part for each layer, with parts gathered as in ``slices``.
 
     Raises:
         CheckpointError: it cannot be gathered.

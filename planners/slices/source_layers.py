@@ -1,4 +1,4 @@
-"""The source layers of a stage's towers, for rewriting ``config.json``."""
+"""The source layers of the output's towers, for rewriting ``config.json``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from mergeloom.planners.models.architecture import Tower
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.output.layers.described import Description, describe
-from mergeloom.planners.output.layers.stack import Origin, Restacked
+from mergeloom.planners.output.layers.stack import RestackedTower, SourceLayer
 from mergeloom.planners.slices.slices import LayerSource, Slice
 from mergeloom.planners.slices.stage import Stage
 
 
-def restacked(stage: Stage) -> list[Restacked]:
+def source_layers(stage: Stage) -> list[RestackedTower]:
     """The source layers of each tower of the output.
 
     The source of an output layer is the donor's layer if the donor is among its sources, or else
@@ -36,19 +36,21 @@ def restacked(stage: Stage) -> list[Restacked]:
             continue
         merged = tuple(
             tuple(
-                Origin(description(source.model, source.tower), source.start + step)
+                SourceLayer(description(source.model, source.tower), source.start + step)
                 for source in sources
             )
-            for step, sources in _steps(plan.slices, stage.donor)
+            for step, sources in _sources_by_layer(plan.slices, stage.donor)
         )
         donor = description(stage.donor, plan.tower)
         origins = tuple(sources[0] for sources in merged)
         beyond = max(len(source.tower.beyond) for source in plan.slices[-1].sources)
-        found.append(Restacked(plan.tower.name, donor, origins, merged, beyond))
+        found.append(RestackedTower(plan.tower.name, donor, origins, merged, beyond))
     return found
 
 
-def _steps(slices: tuple[Slice, ...], donor: Model) -> Iterator[tuple[int, list[LayerSource]]]:
+def _sources_by_layer(
+    slices: tuple[Slice, ...], donor: Model
+) -> Iterator[tuple[int, list[LayerSource]]]:
     """For each output layer, its index in its slice and its sources, the main one first."""
     for part in slices:
         base = part.sources[part.base] if part.base is not None else None
