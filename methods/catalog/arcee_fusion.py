@@ -9,7 +9,7 @@ from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Array, Copy, GrainView, Kernel, Statistic, Use
+from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Statistic, Use
 from mergeloom.methods.declare import Base, Method, TensorMerge
 from mergeloom.methods.ops.interface import Factors, Vector, to_numpy
 from mergeloom.methods.ops.vectors import VectorExpr
@@ -126,8 +126,6 @@ class ArceeFusion(Method):
     maximum = 1
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        if len(merge.models) == 1:
-            return Copy()
         base = base_of(merge)
         (other,) = merge.others
         row = merge.shape[-1] if merge.shape else 1

@@ -46,9 +46,8 @@ class _Breadcrumbs(Method):
 
     def kernel(self, merge: TensorMerge) -> Kernel:
         total = math.prod(merge.shape)
-        several = len(merge.models) > 1
-        keep = [kept_count(d, total) for d in merge.weights("density")] if several else []
-        gammas = merge.weights("gamma") if several else ()
+        keep = [kept_count(density, total) for density in merge.weights("density")]
+        gammas = merge.weights("gamma")
 
         def skipped(number: int) -> int:
             count = keep[number]

@@ -35,7 +35,7 @@ class _Dare(Method):
     elect: ClassVar[bool]
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        densities = merge.weights("density") if len(merge.models) > 1 else ()
+        densities = merge.weights("density")
         keys = [key_of(merge.seed, merge.tensor, i) for i in range(len(densities))]
 
         def sparsifier(kept: tuple[int, ...]) -> RandomKeep:

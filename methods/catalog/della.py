@@ -41,9 +41,7 @@ class _Della(Method):
     elect: ClassVar[bool]
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        several = len(merge.models) > 1
-        densities = merge.weights("density") if several else ()
-        epsilons = merge.weights("epsilon") if several else ()
+        densities, epsilons = merge.weights("density"), merge.weights("epsilon")
         for density, epsilon in zip(densities, epsilons, strict=True):
             check_probabilities(density, epsilon)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.methods.declare import Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
 from mergeloom.methods.ops.maths import NUMBERS, Maths
@@ -103,8 +103,5 @@ class Karcher(Method):
     minimum = 1
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        count = len(merge.models)
-        if count == 1:
-            return Copy()
         rule = KarcherMean(merge.settings["max_iter"], merge.settings["tol"])
-        return GramCombination(rule, tuple(range(count)))
+        return GramCombination(rule, tuple(range(len(merge.models))))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.methods.declare import Base, Method, Parameter, ParameterError, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
 from mergeloom.methods.kernels.row_combination import RowCombination
@@ -66,8 +66,6 @@ class ModelStock(Method):
     minimum = 2
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        if len(merge.models) == 1:
-            return Copy()
         base = base_of(merge)
         if len(merge.others) < 2:
             raise ParameterError(

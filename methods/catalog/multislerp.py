@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, Rule
 from mergeloom.methods.ops.maths import Maths
@@ -85,8 +85,6 @@ class MultiSlerp(Method):
     minimum = 1
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        if len(merge.models) == 1:
-            return Copy()
         weights = merge.weights()
         if merge.settings["normalize_weights"]:
             divisor = sum_of_weights(weights)

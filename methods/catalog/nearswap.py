@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Array, Copy, GrainView, Kernel, Use
+from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Use
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.ops.interface import Vector
 from mergeloom.methods.shared_parameters import base_of
@@ -51,8 +51,6 @@ class NearSwap(Method):
     maximum = 1
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        if len(merge.models) == 1:
-            return Copy()
         base = base_of(merge)
         (other,) = merge.others
         return LimitedStep(base, other, merge.settings["t"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.methods.catalog.slerp import on_arc
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, LinearCombination, Rule
@@ -66,8 +66,6 @@ class NuSlerp(Method):
     maximum = 2
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        if len(merge.models) == 1:
-            return Copy()
         positions = merge.others
         if len(positions) == 1:  # only one model besides the base: nothing to interpolate with
             return LinearCombination(tuple(float(i in positions) for i in range(2)))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Array, Copy, GrainSum, GrainView, Kernel, Statistic, Use
+from mergeloom.engine.graph.kernel import Array, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.ops.vectors import Differences
@@ -101,8 +101,6 @@ class Ram(Method):
     minimum = 1
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        if len(merge.models) == 1:
-            return Copy()
         taus = Differences(base_of(merge), merge.others)
         return DisjointMean(taus, merge.settings["epsilon"], *self.gain(merge))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Array, Copy, GrainSum, GrainView, Kernel, Statistic, Use
+from mergeloom.engine.graph.kernel import Array, GrainSum, GrainView, Kernel, Statistic, Use
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.keep_by_magnitude import Threshold, TieLocation
@@ -195,8 +195,6 @@ class Sce(Method):
     minimum = 1
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        if len(merge.models) == 1:
-            return Copy()
         base = base_of(merge)
         if not merge.settings["select_topk"]:
             return LinearCombination(tuple(float(i == base) for i in range(len(merge.models))))

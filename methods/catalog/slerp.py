@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Copy, Kernel
+from mergeloom.engine.graph.kernel import Kernel
 from mergeloom.methods.declare import Base, Method, Parameter, TensorMerge
 from mergeloom.methods.kernels.linear_combination import GramCombination, LinearCombination, Rule
 from mergeloom.methods.ops.maths import Maths
@@ -55,8 +55,6 @@ class Slerp(Method):
     maximum = 1
 
     def kernel(self, merge: TensorMerge) -> Kernel:
-        if len(merge.models) == 1:
-            return Copy()
         base = base_of(merge)
         t = merge.settings["t"]
         (other,) = merge.others

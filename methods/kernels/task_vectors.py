@@ -12,7 +12,7 @@ from typing import Any
 
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.kernel import Array, Copy, GrainView, Kernel, Statistic, Use
+from mergeloom.engine.graph.kernel import Array, GrainView, Kernel, Statistic, Use
 from mergeloom.methods.declare import TensorMerge
 from mergeloom.methods.kernels.linear_combination import LinearCombination
 from mergeloom.methods.kernels.sparsifier import Sparsifier
@@ -103,8 +103,6 @@ def merge_task_vectors(
     Raises:
         ParameterError: the weights cancel out and cannot be normalised.
     """
-    if len(merge.models) == 1:
-        return Copy()
     base = base_of(merge)
     weights = merge.weights()
     normalize = bool(merge.settings["normalize"])

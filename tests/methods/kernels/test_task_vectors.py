@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergeloom.engine.graph.kernel import Copy
 from mergeloom.methods.declare import ParameterError
 from scripts.conformance import oracle
 from tests.methods.drawing import (
@@ -295,12 +294,6 @@ def test_weights_that_are_all_zero_give_the_base(method: str) -> None:
     parameters = [{}, {"weight": 0.0}, {"weight": 0.0}]
     result = run(kernel_of(method, SHAPE, parameters, base=0, normalize=True), models.all)
     assert torch.equal(result, models.base)
-
-
-@pytest.mark.parametrize("method", FAMILY)
-def test_one_input_is_copied(method: str) -> None:
-    assert isinstance(kernel_of(method, SHAPE, [{}], base=0), Copy)
-    assert isinstance(kernel_of(method, SHAPE, [{"weight": 0.5}]), Copy)
 
 
 @pytest.mark.parametrize("method", SPARSE)
