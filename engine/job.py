@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergeloom.engine.base.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
 from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.graph.arithmetic import Arithmetic
 from mergeloom.engine.graph.graph import Graph, Spill, Write
-from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.hardware.spec import Machine

@@ -13,7 +13,7 @@ import psutil
 
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.base.versions import version_of
-from mergeloom.engine.graph.kernel import Arithmetic
+from mergeloom.engine.graph.arithmetic import Arithmetic
 from mergeloom.engine.hardware.accelerators import Accelerator, found_devices
 from mergeloom.engine.hardware.device_code import compiler
 from mergeloom.engine.hardware.profile import load_section, save_section

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.units import MIB
-from mergeloom.engine.graph.kernel import Arithmetic
+from mergeloom.engine.graph.arithmetic import Arithmetic
 from mergeloom.engine.hardware.accelerators import Accelerator
 
 

@@ -29,8 +29,8 @@ from functools import cached_property
 from mergeloom.engine.base.errors import BudgetError
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.base.units import MIB
+from mergeloom.engine.graph.arithmetic import Arithmetic
 from mergeloom.engine.graph.graph import Graph, Load
-from mergeloom.engine.graph.kernel import Arithmetic
 from mergeloom.engine.hardware.accelerators import CPU, Accelerator
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.assignment import Assignment, Reason, assign_devices, without_devices

@@ -11,6 +11,7 @@ from typing import Any
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Access, Grains, partition, unit_of
 from mergeloom.engine.base.records import dataclass, record
+from mergeloom.engine.graph.arithmetic import DECODING, Arithmetic
 from mergeloom.engine.graph.graph import (
     Graph,
     Load,
@@ -21,15 +22,7 @@ from mergeloom.engine.graph.graph import (
     spills_of,
     tree,
 )
-from mergeloom.engine.graph.kernel import (
-    DECODING,
-    Arithmetic,
-    Kernel,
-    Statistic,
-    Use,
-    all_uses,
-    table_buffer_bytes,
-)
+from mergeloom.engine.graph.kernel import Kernel, Statistic, Use, all_uses, table_buffer_bytes
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.memory.pages import PAGE, block_bytes
 from mergeloom.engine.plan.footprint import MergeShape, Positions, WorkerMemory

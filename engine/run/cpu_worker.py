@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mergeloom.engine.graph.arithmetic import Arithmetic, Ops
 from mergeloom.engine.graph.graph import Load, Merge, Write
-from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.work import Work, WorkKind

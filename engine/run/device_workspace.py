@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mergeloom.engine.graph.kernel import DeviceOps
+from mergeloom.engine.graph.arithmetic import DeviceOps
 from mergeloom.engine.plan.device_memory import (
     SLOTS,
     arena_bytes,

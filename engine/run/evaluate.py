@@ -16,8 +16,9 @@ from mergeloom.engine.base.dtypes import F32, U8, DType
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass, record
+from mergeloom.engine.graph.arithmetic import Ops
 from mergeloom.engine.graph.graph import Load, Merge, Write, tree
-from mergeloom.engine.graph.kernel import Array, GrainView, Ops, Statistic
+from mergeloom.engine.graph.kernel import Array, GrainView, Statistic
 from mergeloom.engine.graph.sums import GrainSums
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.run.finite import not_finite

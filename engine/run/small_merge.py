@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mergeloom.engine.base.dtypes import F32, U8, DType
+from mergeloom.engine.graph.arithmetic import Ops
 from mergeloom.engine.graph.graph import Merge
-from mergeloom.engine.graph.kernel import Array, GrainView, Ops
+from mergeloom.engine.graph.kernel import Array, GrainView
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.work import Work
 from mergeloom.engine.run.evaluate import shape_of

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from mergeloom.engine.base.dtypes import DType
+from mergeloom.engine.graph.arithmetic import Ops
 from mergeloom.engine.graph.graph import Load
-from mergeloom.engine.graph.kernel import Array, Ops, table_buffer_bytes, table_rows
+from mergeloom.engine.graph.kernel import Array, table_buffer_bytes, table_rows
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import page_offset
 

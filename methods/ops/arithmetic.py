@@ -16,7 +16,8 @@ from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.units import MIB
 from mergeloom.engine.base.versions import version_of
-from mergeloom.engine.graph.kernel import DECODING, Arithmetic, Ops, Use
+from mergeloom.engine.graph.arithmetic import DECODING, Arithmetic, Ops
+from mergeloom.engine.graph.kernel import Use
 from mergeloom.engine.hardware.machine_code import Library, MachineCodeError
 from mergeloom.methods.ops.cuda.arithmetic import CUDA
 from mergeloom.methods.ops.loops.sizes import (

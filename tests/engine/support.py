@@ -14,8 +14,9 @@ import torch
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.grains import Grains
+from mergeloom.engine.graph.arithmetic import Arithmetic, Ops
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
-from mergeloom.engine.graph.kernel import Arithmetic, Ops, Use
+from mergeloom.engine.graph.kernel import Use
 from mergeloom.engine.graph.verify import verify
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.job import Job

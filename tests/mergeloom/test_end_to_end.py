@@ -14,7 +14,7 @@ import mergeloom
 from mergeloom import check as checking
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.units import MIB
-from mergeloom.engine.graph.kernel import Arithmetic
+from mergeloom.engine.graph.arithmetic import Arithmetic
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.process import resident_bytes
 from mergeloom.engine.hardware.spec import Machine

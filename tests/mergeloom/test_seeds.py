@@ -12,7 +12,7 @@ import torch
 
 import mergeloom
 from mergeloom.engine.base.units import MIB
-from mergeloom.engine.graph.kernel import Arithmetic
+from mergeloom.engine.graph.arithmetic import Arithmetic
 from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.report.terminal.console import text_of

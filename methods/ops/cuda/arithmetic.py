@@ -9,7 +9,8 @@ from typing import Any
 from mergeloom.engine.base.dtypes import BF16, F32, DType
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.base.grains import Grains
-from mergeloom.engine.graph.kernel import Arithmetic, Ops, Use
+from mergeloom.engine.graph.arithmetic import Arithmetic, Ops
+from mergeloom.engine.graph.kernel import Use
 from mergeloom.engine.hardware.machine_code import MachineCodeError
 from mergeloom.methods.ops.cuda.sizes import MAX_VECTORS
 
