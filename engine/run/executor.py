@@ -20,8 +20,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mergeloom.engine.base.gc_pause import collection_paused
+from mergeloom.engine.graph.arithmetic import Arithmetic, Ops
 from mergeloom.engine.graph.graph import Load, Merge, OutputFile, Spill, Write
-from mergeloom.engine.graph.kernel import Arithmetic, Ops
 from mergeloom.engine.hardware.accelerators import Accelerator
 from mergeloom.engine.memory.ledger import Block, Ledger, LedgerClosed
 from mergeloom.engine.plan.schedule import Schedule
@@ -322,7 +322,7 @@ class Executor:
             with self._lock:
                 task.merge.add(task)
         for write, block, at in task.outputs:
-            self._to_write.put(lambda w=write, b=block, a=at: self._write(task, w, b, a))  # type: ignore[misc]
+            self._to_write.put(partial(self._write, task, write, block, at))
         self._tile_done(task)
 
     def defer(self, request: Callable[[], None]) -> None:

@@ -100,16 +100,10 @@ def local_copy(folder: Folder, max_bytes: int) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalFolder:
-    """A local directory.
-
-    If ``confined``, links in it must lead to files inside it or, for a model in the hub cache
-    (``models--NAME/snapshots/COMMIT``), to files in ``models--NAME/blobs``. Otherwise links may
-    lead anywhere, for example in a directory of the user's own files.
-    """
+class _Local:
+    """What has a path."""
 
     path: Path
-    confined: bool = True
 
     @property
     def name(self) -> str:
@@ -118,6 +112,18 @@ class LocalFolder:
     @property
     def identity(self) -> str:
         return str(self.path.resolve())
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder(_Local):
+    """A local directory.
+
+    If ``confined``, links in it must lead to files inside it or, for a model in the hub cache
+    (``models--NAME/snapshots/COMMIT``), to files in ``models--NAME/blobs``. Otherwise links may
+    lead anywhere, for example in a directory of the user's own files.
+    """
+
+    confined: bool = True
 
     @property
     def exists(self) -> bool:
@@ -179,21 +185,11 @@ class LocalFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalFile:
+class LocalFile(_Local):
     """A local file as a folder that contains only this file.
 
     It may be a link to anywhere, because the user named it.
     """
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
-    def identity(self) -> str:
-        return str(self.path.resolve())
 
     @property
     def parent(self) -> LocalFolder:

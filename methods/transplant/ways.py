@@ -8,7 +8,7 @@ own rows of those tokens, in the same order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
@@ -278,26 +278,32 @@ class LandmarkMap:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """The mean of the model's own rows."""
+class _WithoutDonor:
+    """A way that reads no tables, for which the model's own rows suffice."""
 
-    needs_moments = True
-    uses: tuple[Use, ...] = ()
-    passes: tuple[Statistic[Any, Any], ...] = ()
+    uses: ClassVar[tuple[Use, ...]] = ()
+    passes: ClassVar[tuple[Statistic[Any, Any], ...]] = ()
+    batch: ClassVar[int] = MAX_TARGETS
 
-    batch = MAX_TARGETS
+    def check(self, width: int, side: Sequence[Shape]) -> None:
+        if side:
+            raise ValueError(f"there is no use for {len(side)} tables")
 
     def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
         return ()
 
-    def check(self, width: int, side: Sequence[Shape]) -> None:
-        _check_no_tables(side)
+    def workspace_bytes(self, width: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Mean(_WithoutDonor):
+    """The mean of the model's own rows."""
+
+    needs_moments = True
 
     def operations(self) -> float:
         return 1.0
-
-    def workspace_bytes(self, width: int) -> int:
-        return 0
 
     def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         import numpy as np
@@ -307,26 +313,13 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Zero:
+class Zero(_WithoutDonor):
     """Zeros."""
 
     needs_moments = False
-    uses: tuple[Use, ...] = ()
-    passes: tuple[Statistic[Any, Any], ...] = ()
-
-    batch = MAX_TARGETS
-
-    def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
-        return ()
-
-    def check(self, width: int, side: Sequence[Shape]) -> None:
-        _check_no_tables(side)
 
     def operations(self) -> float:
         return 0.0
-
-    def workspace_bytes(self, width: int) -> int:
-        return 0
 
     def rows(self, grain: GrainView, missing: Numbers, known: Sequence[Any]) -> Singles:
         import numpy as np
@@ -335,7 +328,7 @@ class Zero:
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(_WithoutDonor):
     """Normally distributed, with mean and standard deviation of each column of the model's rows.
 
     Values depend only on ``seed``, ``tensor`` and the number of the missing token.
@@ -344,16 +337,6 @@ class Random:
     seed: int
     tensor: str
     needs_moments = True
-    uses: tuple[Use, ...] = ()
-    passes: tuple[Statistic[Any, Any], ...] = ()
-
-    batch = MAX_TARGETS
-
-    def table_reads(self, batches: int, evaluations: int) -> tuple[int, ...]:
-        return ()
-
-    def check(self, width: int, side: Sequence[Shape]) -> None:
-        _check_no_tables(side)
 
     def operations(self) -> float:
         return 100.0
@@ -401,8 +384,3 @@ def _all_table_reads(well_trained: WellTrained | None, reads: tuple[int, ...]) -
 
 def _passes(well_trained: WellTrained | None) -> tuple[Statistic[Any, Any], ...]:
     return () if well_trained is None else (well_trained,)
-
-
-def _check_no_tables(side: Sequence[Shape]) -> None:
-    if side:
-        raise ValueError(f"there is no use for {len(side)} tables")

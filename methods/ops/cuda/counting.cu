@@ -17,9 +17,24 @@ DEVICE void magnitudes_of(const Vector &v, i64 start, i64 size, u32 *found) {
   }
 }
 
-#define FOR_EACH_BATCH(start, size)                                     \
-  for (i64 start = (i64)block_index() * THREADS + thread(); start < (size); \
-       start += (i64)BATCH * block_count() * THREADS)
+// Call ``visit`` with each nonzero magnitude; returns the number of zeros. Both of the thread's
+// part.
+template <typename Visit>
+DEVICE u32 for_each_nonzero(const Vector &v, i64 size, Visit visit) {
+  u32 zeros = 0;
+  i64 step = (i64)BATCH * block_count() * THREADS;
+  for (i64 start = (i64)block_index() * THREADS + thread(); start < size; start += step) {
+    u32 found[BATCH];
+    magnitudes_of(v, start, size, found);
+#pragma unroll
+    for (int k = 0; k < BATCH; k++) {
+      if (found[k] == NONE) continue;
+      if (found[k] == 0) zeros++;
+      else visit(found[k]);
+    }
+  }
+  return zeros;
+}
 
 // Each block keeps the counters of 16 octaves, which end two above the largest of its first
 // elements. Others go to the table: they are few, and thus seldom meet.
@@ -36,23 +51,13 @@ KERNEL count_high(PARAM Vectors vectors, PARAM Tables tables, i64 count, i64 siz
   if (thread() % WARP == 0) atomic_max(&highest, most);
   sync_block();
   u32 octave = 1u << (23 - low), end = (highest / octave + 3) * octave;
-  u32 first = end > WINDOW ? end - WINDOW : 0, zeros = 0, nonzero = 0;
-  FOR_EACH_BATCH(start, size) {
-    u32 found[BATCH];
-    magnitudes_of(v, start, size, found);
-#pragma unroll
-    for (int k = 0; k < BATCH; k++) {
-      if (found[k] == NONE) continue;
-      if (found[k] == 0) {
-        zeros++;
-        continue;
-      }
-      nonzero++;
-      u32 bucket = found[k] >> low;
-      if (bucket - first < WINDOW) atomic_add(inside + (bucket - first), 1u);
-      else atomic_add(table + bucket, 1ull);
-    }
-  }
+  u32 first = end > WINDOW ? end - WINDOW : 0, nonzero = 0;
+  u32 zeros = for_each_nonzero(v, size, [&](u32 magnitude) {
+    nonzero++;
+    u32 bucket = magnitude >> low;
+    if (bucket - first < WINDOW) atomic_add(inside + (bucket - first), 1u);
+    else atomic_add(table + bucket, 1ull);
+  });
   double alone = block_sum(zeros);
   if (thread() == 0 && alone > 0.0) atomic_add(table, (u64)alone);
   for (u32 b = thread(); b < WINDOW; b += THREADS)
@@ -70,27 +75,17 @@ KERNEL count_low(PARAM Vectors vectors, PARAM Keys keys, i64 count, i64 size, i6
   Workspace *work = at<Workspace>(workspace);
   int first = keys.first[block_y()], end = keys.first[block_y() + 1];
   int rows = 1 << (low - step), cells = (end - first) * rows;
-  u32 lowest = (1u << low) - 1, finer = (1u << step) - 1, zeros = 0;
+  u32 lowest = (1u << low) - 1, finer = (1u << step) - 1;
   for (int i = thread(); i < cells; i += THREADS) inside[i] = 0;
   sync_block();
-  FOR_EACH_BATCH(start, size) {
-    u32 found[BATCH];
-    magnitudes_of(v, start, size, found);
-#pragma unroll
-    for (int k = 0; k < BATCH; k++) {
-      if (found[k] == NONE) continue;
-      if (found[k] == 0) {
-        zeros++;
-        continue;
-      }
-      for (int key = first; key < end; key++) {
-        if ((int)(found[k] >> low) != keys.high[key]) continue;
-        u32 rest = found[k] & lowest;
-        if (rest & finer) atomic_add(at<u64>(keys.table[key]) + rest, 1ull);
-        else atomic_add(inside + (key - first) * rows + (rest >> step), 1u);
-      }
+  u32 zeros = for_each_nonzero(v, size, [&](u32 magnitude) {
+    for (int key = first; key < end; key++) {
+      if ((int)(magnitude >> low) != keys.high[key]) continue;
+      u32 rest = magnitude & lowest;
+      if (rest & finer) atomic_add(at<u64>(keys.table[key]) + rest, 1ull);
+      else atomic_add(inside + (key - first) * rows + (rest >> step), 1u);
     }
-  }
+  });
   double alone = block_sum(zeros);
   if (thread() == 0 && alone > 0.0)
     for (int key = first; key < end; key++)
