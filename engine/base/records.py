@@ -48,6 +48,10 @@ else:
         return decorate
 
 
+def _is_frozen(record: Any) -> bool:
+    return bool(record.__dataclass_params__.frozen)
+
+
 def _make_record(
     cls: type,
     eq: bool,
@@ -58,7 +62,7 @@ def _make_record(
     hashed: bool = True,
 ) -> type:
     bases = [base for base in cls.__mro__[1:] if dataclasses.is_dataclass(base)]
-    inherits = any(base.__dataclass_params__.frozen for base in bases)  # type: ignore[attr-defined]
+    inherits = any(_is_frozen(base) for base in bases)
     guarded = guarded or inherits
     own = vars(cls)
     methods: dict[str, Any] = dict(_GUARDS) if guarded else {}

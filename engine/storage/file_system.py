@@ -19,7 +19,7 @@ from mergeloom.engine.base.errors import RunError
 try:
     import fcntl
 except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # callers ask whether it is there
 
 DIRECT = getattr(os, "O_DIRECT", 0)
 """Flag of `Files.open` for direct requests, which bypass the page cache; 0 if unsupported."""

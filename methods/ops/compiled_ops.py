@@ -466,6 +466,7 @@ def _keeping_lock(function: Function) -> Function:
     to another thread and back would take longer."""
     released: Any = function
     kept = ctypes.PYFUNCTYPE(released.restype, *released.argtypes)
-    called = kept(ctypes.cast(released, ctypes.c_void_p).value)  # type: ignore[arg-type]
+    address = ctypes.cast(released, ctypes.c_void_p).value or 0
+    called = kept(address)
     called.belongs_to = function  # type: ignore[attr-defined]  # keeps the code alive
     return called

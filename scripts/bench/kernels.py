@@ -12,9 +12,10 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
@@ -107,6 +108,9 @@ def resolved(method: Method, shape: tuple[int, ...], count: int, base: int | Non
     return TensorMerge("layers.0.weight", shape, models, base, settings)
 
 
+T = TypeVar("T")
+
+
 def measure(
     kernel: Kernel, inputs: list[Tensor], shape: tuple[int, ...], dtype: DType, torchs: bool
 ) -> tuple[list[float], float, float]:
@@ -130,11 +134,10 @@ def measure(
     prefixes: dict[Merge, dict[int, tuple[int, ...]]] = {}
     evaluator = TreeEvaluator(root, grains, spans, ops, statistics, prefixes, memo)
 
-    def timed(work: Callable[[int], object]) -> float:
+    def timed(work: Callable[[int], T]) -> tuple[float, list[T]]:
         start = time.thread_time()
-        for index in range(grains.count):
-            work(index)
-        return time.thread_time() - start
+        results = [work(index) for index in range(grains.count)]
+        return time.thread_time() - start, results
 
     best: tuple[list[float], float, float] | None = None
     with torch.inference_mode():
@@ -144,26 +147,27 @@ def measure(
             passes = []
             for statistic in kernel.passes:
                 into = statistic.init()
-                passes.append(
-                    timed(lambda i: evaluator.update_statistic(root, statistic, into, i))  # noqa: B023
-                )
+                update = partial(evaluator.update_statistic, root, statistic, into)
+                passes.append(timed(update)[0])
                 statistic.fetch(into)
                 statistics[root].append(statistic.finalize(into, statistics[root]))
-            scan, found = 0.0, list[tuple[int, ...]]()
+            scan = 0.0
             if kernel.needs_scan(statistics[root]):
-                scan = timed(
-                    lambda i: found.append(tuple(map(int, evaluator.scan_value(root, i))))  # noqa: B023
-                )
-                before = (0,) * len(found[0])
-                prefixes[root] = {}
-                for index, own in enumerate(found):
-                    prefixes[root][index] = before
-                    before = tuple(map(sum, zip(before, own, strict=True)))
-            output = timed(lambda i: evaluator.compute_output(i, [(write, Span(out, 0, 0))]))
+                scan, found = timed(partial(evaluator.scan_value, root))
+                prefixes[root] = dict(enumerate(_prefixes(found)))
+            output, _ = timed(lambda i: evaluator.compute_output(i, [(write, Span(out, 0, 0))]))
             if best is None or sum(passes) + scan + output < sum(best[0]) + sum(best[1:]):
                 best = passes, scan, output
     assert best is not None
     return best
+
+
+def _prefixes(values: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, ...]]:
+    """For each grain, the sums of the values of the grains before it."""
+    before = (0,) * len(values[0])
+    for own in values:
+        yield before
+        before = tuple(total + int(value) for total, value in zip(before, own, strict=True))
 
 
 def _block(tensor: Tensor) -> Block:

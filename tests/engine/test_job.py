@@ -287,7 +287,7 @@ def interrupted(graph: Graph, output: Path, after: int) -> None:
     """A run that is stopped once ``after`` bytes are written."""
 
     def poll(progress: object) -> None:
-        if progress.write_bytes >= after:  # type: ignore[attr-defined]
+        if progress.write_bytes >= after:
             raise Stop
 
     with pytest.raises(Stop):
@@ -333,7 +333,7 @@ def test_flipped_bits_are_found_and_merged_again(tmp_path: Path) -> None:
     output = tmp_path / "out"
 
     def slow(progress: object) -> None:
-        if progress.write_bytes > 16 * MIB:  # type: ignore[attr-defined]
+        if progress.write_bytes > 16 * MIB:
             raise Stop
 
     with pytest.raises(Stop):

@@ -157,7 +157,7 @@ def test_progress_is_snapshots_with_totals(config: Path, tmp_path: Path) -> None
     assert last.merges_done == last.merges_total == 39
     assert last.seconds_left == 0
     with pytest.raises(AttributeError):
-        last.read_bytes = 0  # type: ignore[misc]
+        last.read_bytes = 0
     assert len(set(map(id, seen))) == len(seen)
     assert [each.done_bytes for each in seen] == sorted(each.done_bytes for each in seen)
 

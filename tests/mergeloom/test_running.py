@@ -24,7 +24,7 @@ def test_progress_is_an_iterator_of_immutable_snapshots(
     assert [each.share for each in snapshots] == sorted(each.share for each in snapshots)
     assert (snapshots[-1].share, snapshots[-1]) == (1, run.progress)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        snapshots[0].seconds = 0.0  # type: ignore[misc]
+        snapshots[0].seconds = 0.0
     assert run.done
     assert not run.cancelled
     assert run.result().report == mergeloom.read_report(tmp_path / "out")

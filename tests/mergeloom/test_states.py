@@ -48,7 +48,7 @@ def interrupt(out: Path, tensors: int) -> None:
 STATES: dict[str, tuple[Callable[[Path, Path], None], str, str, str]] = {
     "absent": (lambda config, out: None, "absent", "start", "does not exist yet"),
     "empty": (lambda config, out: out.mkdir(), "empty", "start", "an empty directory"),
-    "a file": (lambda config, out: out.write_text("x"), "file", "refuse", "is a file"),  # type: ignore[dict-item, return-value]
+    "a file": (lambda config, out: out.write_text("x"), "file", "refuse", "is a file"),
     "foreign": (
         lambda config, out: (out.mkdir(), (out / "x").touch())[1],
         "foreign",

@@ -98,7 +98,7 @@ def test_every_method_agrees_with_the_cpu_and_with_every_budget(
     for part, vram in ((graph, 1 << 30), (few, 150 * MIB)):
         there = replace(CPU, devices=(accelerator(vram, "cuda:0"),), devices_forced=True)
         opener = Opener()
-        ran = run(part, there, opener)  # type: ignore[arg-type]
+        ran = run(part, there, opener)
         assert not ran.warnings
         sinks.append(ran.sink)
         check_assignments(ran)

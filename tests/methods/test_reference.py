@@ -82,7 +82,7 @@ def test_formulas_agree_with_kernels(
 
 
 def test_methods_of_others_have_no_formula() -> None:
-    class Linear(type(registry.get("linear"))):  # type: ignore[misc]
+    class Linear(type(registry.get("linear"))):
         """A method of another package, under a name that is known."""
 
     assert not plain.has_reference(Linear())

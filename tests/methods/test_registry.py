@@ -98,7 +98,7 @@ def test_a_built_in_name_cannot_be_taken() -> None:
 
 def test_a_class_that_is_no_method_is_refused() -> None:
     with pytest.raises(ConfigError, match="not a merge method"):
-        registry.register(int)  # type: ignore[type-var]
+        registry.register(int)
 
     class Nameless(Method):
         pass

@@ -143,7 +143,7 @@ def test_a_record_cannot_be_changed(name: str) -> None:
 
 
 def test_a_class_made_of_a_record_has_its_fields_frozen_and_others_not() -> None:
-    class More(OURS["Base"]):  # type: ignore[misc]
+    class More(OURS["Base"]):
         pass
 
     made = More(1)
@@ -155,7 +155,7 @@ def test_a_class_made_of_a_record_has_its_fields_frozen_and_others_not() -> None
 
 def test_the_standard_librarys_dataclasses_are_made_of_records() -> None:
     @dataclasses.dataclass(frozen=True)
-    class Foreign(OURS["Base"]):  # type: ignore[misc]
+    class Foreign(OURS["Base"]):
         z: int = 9
 
     assert (Foreign(1).a, Foreign(1).z) == (1, 9)
@@ -198,11 +198,11 @@ def test_fast_records_are_equal_and_hashed_as_frozen_dataclasses_are() -> None:
 
 def test_fast_records_have_no_room_for_more() -> None:
     with pytest.raises(AttributeError):
-        ByValue(1).other = 2  # type: ignore[attr-defined]
+        ByValue(1).other = 2
 
 
 def is_record(kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined,no-any-return]
+    return dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
 
 
 def test_every_record_of_the_program_can_be_made() -> None:

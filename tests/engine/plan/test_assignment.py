@@ -36,8 +36,8 @@ GPU = Accelerator("fake:0", "card", 8 << 30, start_seconds=0.0, host_bytes=500 *
 class Costly(Kernel):
     """Takes ``cost`` nanoseconds for an element of an input, whatever it does."""
 
-    cost: float = 1.0  # type: ignore[misc]  # the protocol's is a property
-    uses_float64: bool = False  # type: ignore[misc]
+    cost: float = 1.0  # the protocol's is a property
+    uses_float64: bool = False
     number: int = 0
 
 

@@ -76,7 +76,7 @@ def graph_in(directory: Path) -> tuple[Graph, list[torch.Tensor]]:
 
 
 def run(graph: Graph, output: Path, **options: object) -> Outcome:
-    return jobs.run(job(graph), output, Options(machine=MACHINE, **options))  # type: ignore[arg-type]
+    return jobs.run(job(graph), output, Options(machine=MACHINE, **options))
 
 
 def test_copies_are_clones_with_the_same_bytes(volume: Path, tmp_path: Path) -> None:

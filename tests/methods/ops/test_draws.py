@@ -52,7 +52,7 @@ def test_the_kept_share_is_the_density(density: float) -> None:
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"tensor": "b"}, {"number": 1}])
 def test_seeds_tensors_and_inputs_are_independent(other: dict[str, int | str]) -> None:
-    a, b = uniform(), uniform(**other)  # type: ignore[arg-type]
+    a, b = uniform(), uniform(**other)
     for lag in (0, 1, 2, 64, 2048):
         correlation = float((a[lag:] * b[: COUNT - lag]).mean()) * 3
         assert abs(correlation) < 5 / math.sqrt(COUNT)
@@ -81,7 +81,7 @@ def test_another_seed_or_name_gives_another_draw(method: str) -> None:
     parameters = [{}, {"weight": 1.0, "density": 0.5}]
 
     def kept(**given: object) -> torch.Tensor:
-        return run(kernel_of(method, (1000,), parameters, 0, **given), [base, other])  # type: ignore[arg-type]
+        return run(kernel_of(method, (1000,), parameters, 0, **given), [base, other])
 
     assert torch.equal(kept(), kept())
     assert not torch.equal(kept(), kept(seed=1))

@@ -79,14 +79,13 @@ def test_a_round_trip_keeps_values(kind: str, tmp_path: Path) -> None:
     export(tmp_path / "in", tmp_path / "out.gguf", type=kind)
     merge({"dtype": "float32", **copy_of(tmp_path / "out.gguf")}, tmp_path / "back")
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "back").state_dict()
-    for name, values in model.float().state_dict().items():
+    for name, stored in model.float().state_dict().items():
+        values = stored
         if kind == "q8_0" and values.ndim == 2:
-            stored = gguf.quantize(values.numpy(), gguf.GGMLQuantizationType.Q8_0)
-            values = torch.from_numpy(  # noqa: PLW2901
-                gguf.dequantize(stored, gguf.GGMLQuantizationType.Q8_0)
-            )
+            codes = gguf.quantize(stored.numpy(), gguf.GGMLQuantizationType.Q8_0)
+            values = torch.from_numpy(gguf.dequantize(codes, gguf.GGMLQuantizationType.Q8_0))
         elif kind == "f16" and values.ndim == 2:
-            values = values.half().float()  # noqa: PLW2901
+            values = stored.half().float()
         torch.testing.assert_close(found[name].float(), values, rtol=0, atol=0, msg=name)
 
 

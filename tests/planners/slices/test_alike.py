@@ -81,7 +81,7 @@ def test_layers_that_moved_keep_the_names_they_had(tmp_path: Path) -> None:
 
 
 def test_what_was_passed_over_has_its_own_names() -> None:
-    one = Contribution(None, "x.0", "x.", False, {})  # type: ignore[arg-type]  # any model will do
+    one = Contribution(None, "x.0", "x.", False, {})  # any model will do
     first = TensorPlan("x.0", 0, None, (one,), {}, "because", (one,))
     alike = AlikePlan("x.1", 1, first, ("y.2", "z.3"))
     assert [item.tensor for item in (*alike.contributions, *alike.passed_over)] == ["y.2", "z.3"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ MERGE = "models: [{model: a}, {model: b}]\nparameters: {weight: 1}\nmerge_method
 REMEDY = "write 'tokenizer: {source: union}' to merge rows by token"
 
 
-def tokenizer(directory: Path, tokens: list[str], added: list[str] = [], **more: object) -> None:  # noqa: B006
+def tokenizer(
+    directory: Path, tokens: list[str], added: Sequence[str] = (), **more: object
+) -> None:
     ids = {token: number for number, token in enumerate(tokens)}
     extra = [{"id": len(tokens) + i, "content": token} for i, token in enumerate(added)]
     document = {"model": {"type": "BPE", "vocab": ids}, "added_tokens": extra, **more}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.vocabulary.tokens import read_vocabulary
 
 
-def tokenizer(directory: Path, tokens: list[str], added: list[str] = [], **more: object) -> None:  # noqa: B006
+def tokenizer(
+    directory: Path, tokens: list[str], added: Sequence[str] = (), **more: object
+) -> None:
     ids = {token: number for number, token in enumerate(tokens)}
     extra = [{"id": len(tokens) + i, "content": token} for i, token in enumerate(added)]
     document = {"model": {"type": "BPE", "vocab": ids}, "added_tokens": extra, **more}
