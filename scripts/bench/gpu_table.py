@@ -1,4 +1,4 @@
-"""The figures of `scripts/run gpu` as a table in Markdown."""
+"""The figures of `scripts/run gpu` as a page in Markdown."""
 
 from __future__ import annotations
 
@@ -8,17 +8,60 @@ from typing import Any
 from scripts.bench.gpu_runs import Result
 
 _BUDGETS = ("all", "2GiB", "512MiB", "cpu", "auto")
+_HEADINGS = ("device", "2 GiB of it", "512 MiB of it", "CPU", "auto")
 _GIB = 1 << 30
+_UNITS = (
+    ("_bytes_per_second", 1e9, "GB/s"),
+    ("_bytes", _GIB, "GiB"),
+    ("_seconds_per_gib", 1.0, "s/GiB"),
+    ("_seconds", 1.0, "s"),
+)
+_EMULATED = "A REHEARSAL WITHOUT A GPU: the device is the processor, and times mean nothing.\n"
 
 
-def table(results: Iterable[Result], traces: Mapping[str, Mapping[str, Any]]) -> str:
+def page(
+    facts: Mapping[str, Any],
+    results: Sequence[Result],
+    traces: Mapping[str, Mapping[str, Any]],
+    notes: Iterable[str],
+    emulated: bool,
+) -> str:
+    """All that was measured: the machine, the table, notes and failures."""
+    device = facts.get("device", {})
+    told = {**facts, **device}
+    machine = [f"- {_fact(name, value)}" for name, value in told.items()]
+    lines = [f"- {line}" for line in (*notes, *problems(results))]
+    parts = [_EMULATED] if emulated else []
+    parts += [
+        table(results, traces, emulated),
+        "\n".join(filter("- ".__ne__, machine)),
+        "",
+        "\n".join(lines),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _fact(name: str, value: Any) -> str:
+    """One thing about the machine in words, or nothing."""
+    if not isinstance(value, (str, int, float)):
+        return ""
+    for suffix, size, unit in _UNITS:
+        if name.endswith(suffix):
+            return f"{name.removesuffix(suffix).replace('_', ' ')}: {value / size:.3g} {unit}"
+    return f"{name.replace('_', ' ')}: {value}"
+
+
+def table(
+    results: Iterable[Result], traces: Mapping[str, Mapping[str, Any]], emulated: bool = False
+) -> str:
     """One line for each merge: seconds of whole processes, and what was found out about it."""
     rows: dict[tuple[str, str, str], dict[str, Result]] = {}
     for result in results:
         key = result.shape, result.source, result.method
         own = result.budget if result.program == "mergeloom" else result.program
         rows.setdefault(key, {})[own] = result
-    heading = ["shape", "inputs", "method", *(f"{b}" for b in _BUDGETS), "mergekit --cuda", "times"]
+    peer = "mergekit, CPU" if emulated else "mergekit --cuda"
+    heading = ["shape", "inputs", "method", *_HEADINGS, peer, "speed-up"]
     heading += ["VRAM peak", "launches", "up", "down", "overlap", "checked"]
     lines = [heading, ["---"] * len(heading)]
     for (shape, source, method), runs in rows.items():
@@ -68,13 +111,8 @@ def _checked(results: Iterable[Result]) -> str:
 
 
 def problems(results: Sequence[Result]) -> list[str]:
-    """What failed, a line each, and one line for all that there was no time for."""
-    late = [each for each in results if _is_late(each)]
-    failed = [each for each in results if each.wrong and not _is_late(each)]
-    lines = [f"{_name(each)}: {each.wrong}" for each in failed]
-    if late:
-        lines.append(f"not measured for want of time: {', '.join(map(_name, late))}")
-    return lines
+    """What failed or was stopped, a line each."""
+    return [f"{_name(each)}: {each.wrong}" for each in results if each.wrong]
 
 
 def _is_late(result: Result) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import psutil
 
 from scripts.bench.cgroup import GroupUsage, MemoryGroup
 
@@ -80,8 +83,7 @@ def run(
                 time.sleep(_CHECK_SECONDS)
                 found, status, used = os.wait4(process.pid, os.WNOHANG)
         except BaseException:
-            process.kill()
-            process.wait()
+            _end(process)
             raise
         seconds = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -96,6 +98,28 @@ def run(
             _text(complaints),
             None if group is None else group.usage(),
         )
+
+
+def machine() -> dict[str, Any]:
+    """The machine that measures: Python, cores, processor, bytes of memory."""
+    with open("/proc/cpuinfo") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    return {
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": names[0] if names else platform.machine(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started, which would slow down the next run."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.kill()
+    process.wait()
 
 
 def _text(file: IO[bytes]) -> str:

@@ -16,7 +16,7 @@ from scripts.bench import gpu
 from scripts.bench.deadline import Deadline, OutOfTimeError
 from scripts.bench.gpu_process import compare
 from scripts.bench.gpu_runs import Place, Result, digests, measured, merge_command
-from scripts.bench.gpu_table import problems, table
+from scripts.bench.gpu_table import page, problems, table
 from scripts.bench.gpu_trace import covered, traffic
 from scripts.fixtures.checkpoints import make
 
@@ -113,16 +113,24 @@ def test_the_table_has_a_line_for_each_merge_and_names_what_is_wrong() -> None:
     assert "out of time" in lines[3]
     assert "failed" in lines[3]
     assert problems(results) == [
+        "1b page cache slerp mergeloom all: out of time: 1 s",
         "1b page cache slerp mergeloom cpu: status 1: no",
-        "not measured for want of time: 1b page cache slerp mergeloom all",
     ]
+    facts = {"cores": 2, "device": {"torch": "2.11", "pinned_up_bytes_per_second": 55e9}}
+    text = page(facts, results, {}, ["prepared after 3 s"], emulated=True)
+    assert text.startswith("A REHEARSAL WITHOUT A GPU")
+    assert "mergekit --cuda" not in text
+    for line in ("- cores: 2", "- pinned up: 55 GB/s", "- prepared after 3 s"):
+        assert line in text.splitlines()
 
 
 def test_a_partial_table_is_written_when_the_minutes_are_over(tmp_path: Path) -> None:
     given = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--minutes", "0.01"]
     assert gpu.main([*given, "--shape", "tiny", "--parts", "first,tests"]) == 0
     document = json.loads((tmp_path / "out" / "gpu.json").read_text())
-    assert any("not measured" in note for note in document["notes"])
+    assert document["results"] == []
+    early = [note.partition(",")[0] for note in document["notes"]]
+    assert {"tests: ended early", "first: ended early"} <= set(early)
     assert (tmp_path / "out" / "gpu.md").read_text().startswith("| shape |")
     assert gpu.main([*given, "--parts", "all"]) == 2
 
