@@ -5,8 +5,9 @@
     scripts/run compare --merges all --device cuda --vram 2GiB --warm --mergekit ENVIRONMENT
 
 Each run is a whole process, start-up included. It starts with the checkpoints out of the page
-cache, or in it with --warm; the libraries of both programs are in it. Runs of the two programs
-alternate, and the fastest run of each counts. Bytes read and written are counted by the kernel.
+cache, or in it with --warm; the libraries of both programs are in it. Runs of the two programs, and
+with --floor of raw I/O, alternate, and the fastest run of each counts. The settings of raw I/O are
+those that were fastest for the first merge. Bytes read and written are counted by the kernel.
 
 When mergeloom ends, its output is durable; mergekit's time to a durable output (column *durable*)
 includes writing its files back right after its end. With --device cuda, mergekit runs with --cuda,
@@ -22,7 +23,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -33,7 +33,7 @@ from typing import Any
 
 from scripts.bench.configurations import configuration, model_directories
 from scripts.bench.device_memory import DeviceMemory
-from scripts.bench.floor import Floor, floor
+from scripts.bench.floor import RawIO
 from scripts.bench.measure import Measured, cool, run, warm_up
 from scripts.fixtures.environment import ROOT
 from scripts.fixtures.shapes import SHAPES
@@ -95,9 +95,7 @@ class Row:
     mergekit_write_bytes: int | None
     device_peak_bytes: int | None
     mergekit_device_peak_bytes: int | None
-    floor_seconds: float | None
-    floor_settings: str | None
-    startup_seconds: float | None
+    floor_seconds: list[float]
     failures: list[str]
 
     @property
@@ -109,10 +107,10 @@ class Row:
 
     @property
     def above_floor(self) -> float | None:
-        """Time after start-up as a multiple of the floor."""
-        if not self.seconds or self.floor_seconds is None or self.startup_seconds is None:
+        """The time, start-up included, as a multiple of the time of raw I/O."""
+        if not (self.seconds and self.floor_seconds):
             return None
-        return (min(self.seconds) - self.startup_seconds) / self.floor_seconds
+        return min(self.seconds) / min(self.floor_seconds)
 
 
 def directories(work: Path, shape: str) -> tuple[Path, list[Path]]:
@@ -174,8 +172,15 @@ def methods(names: str) -> list[dict[str, Any]]:
     return [known[name] for name in chosen]
 
 
-def measure(method: dict[str, Any], plan: Plan, base: Path, tunes: Sequence[Path]) -> Row:
-    """Run one merge ``plan.repeat`` times with each program."""
+def measure(
+    method: dict[str, Any],
+    plan: Plan,
+    base: Path,
+    tunes: Sequence[Path],
+    raw: RawIO | None = None,
+    theirs: int | None = None,
+) -> Row:
+    """Run one merge ``plan.repeat`` times with each program, but mergekit ``theirs`` times."""
     document = configuration(method, base, tunes, SHAPES[plan.shape].layers)
     config = plan.work / f"{method['name']}.yml"
     config.write_text(json.dumps(document, indent=2) + "\n")
@@ -186,9 +191,10 @@ def measure(method: dict[str, Any], plan: Plan, base: Path, tunes: Sequence[Path
     ]
     runs: dict[str, list[_Run]] = {"mergeloom": [], "mergekit": []}
     failures: list[str] = []
-    for _ in range(plan.repeat):
+    lowest: list[float] = []
+    for number in range(plan.repeat):
         commands = {"mergeloom": _ours(plan, config)}
-        if plan.mergekit is not None:
+        if plan.mergekit is not None and number < (plan.repeat if theirs is None else theirs):
             commands["mergekit"] = _theirs(plan.mergekit, plan, config)
         for program, command in commands.items():
             limit = plan.limit if program == "mergeloom" else None
@@ -197,7 +203,10 @@ def measure(method: dict[str, Any], plan: Plan, base: Path, tunes: Sequence[Path
                 runs[program].append(result)
             else:
                 failures.append(_failure(program, result.measured))
-    return _row(method, plan, runs["mergeloom"], runs["mergekit"], failures, files)
+        if raw is not None and runs["mergeloom"]:
+            told = json.loads(runs["mergeloom"][-1].measured.output)
+            lowest.append(raw.seconds(files, told["io"]))
+    return _row(method, runs["mergeloom"], runs["mergekit"], lowest, failures)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,15 +241,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         needed = {model for document in documents for model in model_directories(document)}
         checkpoints(plan.work, plan.shape, needed)
         rows = []
+        raw = RawIO(plan.work / "floor.bin") if plan.floor else None
         print(_HEADING)
         for method in chosen:
-            rows.append(measure(method, plan, base, tunes))
+            rows.append(measure(method, plan, base, tunes, raw))
             print(_line(rows[-1]), flush=True)
         if options.clean:
             clean([base, *tunes])
     except (OSError, ValueError, LoomError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1
+    if raw is not None and raw.settings is not None:
+        print(f"raw I/O: {raw.settings}")
     for failure in (failure for row in rows for failure in row.failures):
         print(f"compare: {failure}", file=sys.stderr)
     target = options.json or plan.work / "bench.json"
@@ -374,22 +386,16 @@ def _failure(program: str, result: Measured) -> str:
 
 def _row(
     method: dict[str, Any],
-    plan: Plan,
     our_runs: list[_Run],
     their_runs: list[_Run],
+    lowest: list[float],
     failures: list[str],
-    files: list[Path],
 ) -> Row:
     ours = [each.measured for each in our_runs]
     theirs = [each.measured for each in their_runs]
     document = json.loads(ours[-1].output) if ours else {"io": {}, "memory": {}}
     groups = [result.group for result in ours if result.group is not None]
     reads, writes = document["io"].get("read_bytes", 0), document["io"].get("write_bytes", 0)
-    lowest: Floor | None = None
-    startup = None
-    if plan.floor and ours:
-        lowest = floor(files, plan.work / "floor.bin", reads, writes, repeat=plan.repeat)
-        startup = _startup(method["name"])
     return Row(
         merge=method["name"],
         seconds=[result.seconds for result in ours],
@@ -409,19 +415,9 @@ def _row(
         mergekit_write_bytes=max((result.write_bytes for result in theirs), default=None),
         device_peak_bytes=_most(our_runs),
         mergekit_device_peak_bytes=_most(their_runs),
-        floor_seconds=None if lowest is None else lowest.seconds,
-        floor_settings=None if lowest is None else str(lowest.settings),
-        startup_seconds=startup,
+        floor_seconds=lowest,
         failures=[f"{method['name']}: {failure}" for failure in failures],
     )
-
-
-def _startup(merge: str) -> float:
-    """Seconds to start the interpreter and import what a merge imports; a copy needs no numpy."""
-    imports = "mergeloom.cli, mergeloom.api" + ("" if merge == "passthrough" else ", numpy")
-    # Ends as mergeloom does, without waiting until all modules are torn down.
-    command = [sys.executable, "-c", f"import os, {imports}; os._exit(0)"]
-    return statistics.median(run(command, variables=VARIABLES).seconds for _ in range(5))
 
 
 _COLUMNS = {
@@ -465,7 +461,7 @@ def _line(row: Row) -> str:
         _cell("{:.0f} MiB", row.device_peak_bytes, 2**20),
         _cell("{:.0f} MiB", row.mergekit_device_peak_bytes, 2**20),
         _cell("{:.1f}x", row.ratio),
-        _cell("{:.2f}", row.floor_seconds),
+        _cell("{:.2f}", min(row.floor_seconds, default=None)),
         _cell("{:.2f}x", row.above_floor),
     )
     widths = _COLUMNS.values()

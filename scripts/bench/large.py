@@ -16,7 +16,7 @@ import json
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -70,6 +70,7 @@ def guard(directory: Path, reserve: int) -> Callable[[], str | None]:
     """
 
     def check() -> str | None:
+        directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(directory).free
         if free >= reserve:
             return None
@@ -89,25 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         asked = runs(options.runs)
-        options.work.mkdir(parents=True, exist_ok=True)
-        work = options.work.resolve()
-        check = guard(work, parse_size(options.reserve))
+        check = guard(options.work, parse_size(options.reserve))
         layers = options.layers or SHAPES[options.shape].layers
-        count = options.models if any(_has_base(each) for each in asked) else 2
-        size = 2 * parameters(options.shape, layers)
-        volume = CompressedVolume(work, int(_SLACK * size * (count + 1)) + GB)
+        print(_HEADING, flush=True)
         results = []
-        with volume as mounted:
-            models = [
-                _checkpoint(mounted, options.shape, layers, number, check)
-                for number in range(count)
-            ]
-            stored = volume.stored_bytes() / GB
-            print(f"{count} models of {size / GB:.1f} GB each take {stored:.1f} GB of the disk")
-            print(_HEADING, flush=True)
-            for each in asked:
-                results.append(_merged(each, mounted, models, layers, check))
-                print(_line(results[-1]), flush=True)
+        for result in merges(options.work, asked, options.shape, layers, options.models, check):
+            results.append(result)
+            print(_line(result), flush=True)
         if options.json is not None:
             options.json.write_text(json.dumps(results, indent=2) + "\n")
     except (OSError, ValueError, LoomError) as error:
@@ -119,6 +108,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def merges(
+    work: Path,
+    asked: Sequence[Run],
+    shape: str,
+    layers: int,
+    models: int,
+    check: Callable[[], str | None],
+) -> Iterator[dict[str, Any]]:
+    """Run the merges one after another; ``check`` returns a reason to stop.
+
+    Raises:
+        OSError: a program or permission is missing, or a run failed or was stopped.
+    """
+    count = models if any(_has_base(each) for each in asked) else 2
+    size = 2 * parameters(shape, layers)
+    work.mkdir(parents=True, exist_ok=True)
+    with CompressedVolume(work.resolve(), int(_SLACK * size * (count + 1)) + GB) as mounted:
+        made = [_checkpoint(mounted, shape, layers, number, check) for number in range(count)]
+        for each in asked:
+            yield _merged(each, mounted, made, layers, check)
 
 
 def _parser() -> argparse.ArgumentParser:

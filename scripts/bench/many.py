@@ -15,8 +15,8 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,23 +50,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     large = SHAPES["moe60k"]
     large = replace(large, layers=options.layers or large.layers)
-    folder: Path = options.work / "many"
     try:
-        described = methods(options.methods)
-        headers = [_checkpoint(folder / f"headers-{n}", large, None) for n in range(3)]
-        models = [_checkpoint(folder / f"model-{n}", SMALL, n) for n in range(3)]
-        for method in described:
-            _planned(folder, method, headers, large)
-            _merged(folder, method, models)
+        for row in rows(options.work / "many", methods(options.methods), large):
+            print(_line(row), flush=True)
     except (OSError, ValueError) as error:
         print(f"many: {error}", file=sys.stderr)
         return 1
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 
-def _planned(folder: Path, method: dict[str, Any], models: Sequence[Path], shape: Shape) -> None:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement of ``tensors`` output tensors: wall and CPU seconds, peak resident bytes, and
+    CPU seconds for each tensor of a merge.
+    """
+
+    method: str
+    what: str
+    tensors: int
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    each_seconds: float | None = None
+
+
+def rows(folder: Path, described: Sequence[dict[str, Any]], large: Shape) -> Iterator[Row]:
+    """Measure each method; ``folder`` is for the checkpoints and removed at the end.
+
+    Raises:
+        OSError: a checkpoint cannot be made, or a command failed.
+    """
+    try:
+        headers = [_checkpoint(folder / f"headers-{n}", large, None) for n in range(3)]
+        models = [_checkpoint(folder / f"model-{n}", SMALL, n) for n in range(3)]
+        for method in described:
+            yield from _planned(folder, method, headers, large)
+            yield _merged(folder, method, models)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _planned(
+    folder: Path, method: dict[str, Any], models: Sequence[Path], shape: Shape
+) -> Iterator[Row]:
     """Measure planning a merge, and explaining one tensor of it."""
     config = _written(folder, method, models, shape)
     names = [tensor.name for tensor in tensors(shape)]
@@ -74,10 +100,12 @@ def _planned(folder: Path, method: dict[str, Any], models: Sequence[Path], shape
         ("plan", ["plan", str(config)]),
         ("explain", ["explain", str(config), names[len(names) * 9 // 10]]),
     ):
-        _line(f"{method['name']}: {what} of {len(names):,} tensors", _run(command))
+        found = _run(command)
+        times = found.seconds, found.cpu_seconds
+        yield Row(method["name"], what, len(names), *times, found.peak_bytes)
 
 
-def _merged(folder: Path, method: dict[str, Any], models: Sequence[Path]) -> None:
+def _merged(folder: Path, method: dict[str, Any], models: Sequence[Path]) -> Row:
     """Measure the time per tensor of a merge of many small tensors."""
     config = _written(folder, method, models, SMALL)
     output = folder / "merged"
@@ -85,8 +113,9 @@ def _merged(folder: Path, method: dict[str, Any], models: Sequence[Path]) -> Non
     merged = _run(["merge", str(config), str(output), "--device", "cpu"])
     shutil.rmtree(output)
     count = len(tensors(SMALL))
-    each = (merged.cpu_seconds - planned.cpu_seconds) / count * 1e3
-    _line(f"{method['name']}: merge of {count:,} tensors, {each:.2f} ms each", merged)
+    each = (merged.cpu_seconds - planned.cpu_seconds) / count
+    times = merged.seconds, merged.cpu_seconds
+    return Row(method["name"], "merge", count, *times, merged.peak_bytes, each)
 
 
 def _run(arguments: Sequence[str]) -> Measured:
@@ -96,12 +125,11 @@ def _run(arguments: Sequence[str]) -> Measured:
     return found
 
 
-def _line(what: str, found: Measured) -> None:
-    peak = found.peak_bytes / (1 << 20)
-    print(
-        f"{what:60} {found.cpu_seconds:6.2f} CPU s  {found.seconds:6.2f} s  {peak:5.0f} MiB",
-        flush=True,
-    )
+def _line(row: Row) -> str:
+    what = f"{row.method}: {row.what} of {row.tensors:,} tensors"
+    what += "" if row.each_seconds is None else f", {row.each_seconds * 1e3:.2f} ms each"
+    peak = row.peak_bytes / (1 << 20)
+    return f"{what:60} {row.cpu_seconds:6.2f} CPU s  {row.seconds:6.2f} s  {peak:5.0f} MiB"
 
 
 def _checkpoint(directory: Path, shape: Shape, seed: int | None) -> Path:

@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from scripts.bench.compare import VARIABLES
 from scripts.bench.measure import run
@@ -44,18 +45,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        options.work.mkdir(parents=True, exist_ok=True)
-        size = 2 * parameters(options.shape)
-        with Volume(options.work.resolve(), 4 * size + 2 * GB, options.kind) as mounted:
-            print(_stacked(mounted, options.shape), flush=True)
+        print(_line(stacked(options.work, options.kind, options.shape)), flush=True)
     except OSError as error:
         print(f"stack: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _stacked(mounted: Path, shape: str) -> str:
-    """Run the merge and describe what was cloned and how long it took."""
+def stacked(work: Path, kind: str, shape: str) -> dict[str, Any]:
+    """Stack all layers but the last quarter of one model on all but the first of another, on a
+    volume of its own; return bytes and seconds.
+
+    Raises:
+        OSError: a program or permission is missing, or the merge failed.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    size = 2 * parameters(shape)
+    with Volume(work.resolve(), 4 * size + 2 * GB, kind) as mounted:
+        config = _configuration(mounted, shape)
+        command = [sys.executable, "-m", "mergeloom", "merge", str(config), str(mounted / "out")]
+        result = run([*command, "--quiet", "--json"], variables=VARIABLES)
+    if result.status:
+        raise OSError((result.complaints.strip().splitlines() or [f"status {result.status}"])[-1])
+    report = json.loads(result.output)
+    return {
+        "kind": kind,
+        "bytes": report["output"]["bytes"],
+        "shards": len(report["output"]["shards"]),
+        "cloned_bytes": report["io"]["cloned_bytes"],
+        "copied_bytes": report["io"]["copied_bytes"],
+        "wall_seconds": report["wall_seconds"],
+        "seconds": result.seconds,
+    }
+
+
+def _configuration(mounted: Path, shape: str) -> Path:
+    """Make both checkpoints, and the configuration that stacks them."""
     layers = SHAPES[shape].layers
     models = []
     for number, megabytes in enumerate(_SHARDS):
@@ -71,14 +96,12 @@ def _stacked(mounted: Path, shape: str) -> str:
     ]
     config = mounted / "stack.yml"
     config.write_text(json.dumps({"merge_method": "passthrough", "slices": slices}))
-    command = [sys.executable, "-m", "mergeloom", "merge", str(config), str(mounted / "out")]
-    result = run([*command, "--quiet", "--json"], variables=VARIABLES)
-    if result.status:
-        raise OSError((result.complaints.strip().splitlines() or [f"status {result.status}"])[-1])
-    report = json.loads(result.output)
-    io, output = report["io"], report["output"]
+    return config
+
+
+def _line(found: dict[str, Any]) -> str:
     return (
-        f"{output['bytes'] / GB:.1f} GB in {len(output['shards'])} shards: "
-        f"{io['cloned_bytes'] / GB:.3f} GB cloned, {io['copied_bytes']:,} bytes copied; "
-        f"{report['wall_seconds']:.1f} s, {result.seconds:.1f} s from start to end"
+        f"{found['bytes'] / GB:.1f} GB in {found['shards']} shards: "
+        f"{found['cloned_bytes'] / GB:.3f} GB cloned, {found['copied_bytes']:,} bytes copied; "
+        f"{found['wall_seconds']:.1f} s, {found['seconds']:.1f} s from start to end"
     )
