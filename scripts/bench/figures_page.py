@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from textwrap import fill
 from typing import Any
@@ -105,7 +105,7 @@ def page(document: Mapping[str, Any]) -> str:
     )
     parts = document["parts"]
     sections = [
-        _paragraphs(text.format(**_words(document, name))) + tables[name](parts[name])
+        _paragraphs(text.format(**_words(document, name))) + _TABLES[name](parts[name])
         for name, text in _SECTIONS.items()
         if name in parts
     ]
@@ -145,7 +145,7 @@ def _summary(document: Mapping[str, Any]) -> str:
         f"{about['cores']} cores, one disk, mergekit 0.1.5. *Ratio* is the time divided by that of "
         "a program that only reads and writes the same bytes."
     )
-    texts = {
+    texts: dict[str, Callable[[Any], str]] = {
         "start": _start_line,
         "budgets": _budgets_line,
         "large": partial(_large_line, document["large"].upper()),
@@ -279,7 +279,13 @@ def _many(found: Iterable[Mapping[str, Any]]) -> str:
     return _table(["method", "", "tensors", "time", "CPU time", "for each tensor", "memory"], rows)
 
 
-tables = {"merges": _merges, "start": _starts, "budgets": _budgets, "large": _large, "many": _many}
+_TABLES: dict[str, Callable[[Any], str]] = {
+    "merges": _merges,
+    "start": _starts,
+    "budgets": _budgets,
+    "large": _large,
+    "many": _many,
+}
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

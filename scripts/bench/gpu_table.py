@@ -10,7 +10,7 @@ from scripts.bench.gpu_runs import Result
 _BUDGETS = ("all", "2GiB", "512MiB", "cpu", "auto")
 _HEADINGS = ("device", "2 GiB of it", "512 MiB of it", "CPU", "auto")
 _GIB = 1 << 30
-_UNITS = (
+_UNITS: tuple[tuple[str, float, str], ...] = (
     ("_bytes_per_second", 1e9, "GB/s"),
     ("_bytes", _GIB, "GiB"),
     ("_seconds_per_gib", 1.0, "s/GiB"),
@@ -46,7 +46,7 @@ def _fact(name: str, value: Any) -> str:
     if not isinstance(value, (str, int, float)):
         return ""
     for suffix, size, unit in _UNITS:
-        if name.endswith(suffix):
+        if name.endswith(suffix) and not isinstance(value, str):
             return f"{name.removesuffix(suffix).replace('_', ' ')}: {value / size:.3g} {unit}"
     return f"{name.replace('_', ' ')}: {value}"
 
