@@ -72,13 +72,15 @@ def floor(
     write_bytes: int,
     *,
     repeat: int = 1,
+    flights: Sequence[int] = (2, 4, 8),
+    requests: Sequence[int] = (4, 16),
 ) -> Floor:
     """Find the fastest way to read ``read_bytes`` of ``inputs`` and write ``write_bytes``.
 
     Each input contributes bytes in proportion to its size. ``output`` is removed afterwards. First
-    direct and buffered requests of 8 MiB are tried with 2, 4 and 8 in flight; then 4 and 16 MiB in
-    the better mode; then with and without reserving blocks. The best settings are measured
-    ``repeat`` times, and the shortest time counts.
+    direct and buffered requests of 8 MiB are tried with each of ``flights`` in flight; then
+    ``requests`` of other sizes, in MiB, in the better mode; then with and without reserving blocks.
+    The best settings are measured ``repeat`` times, and the shortest time counts.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -94,10 +96,10 @@ def floor(
         return min(tried, key=lambda result: result.seconds)
 
     for direct in (True, False):
-        for flight in (2, 4, 8):
+        for flight in flights:
             attempt(Settings(direct, 8 * MIB, flight, preallocate=direct))
     found = best().settings
-    for request in (4, 16):
+    for request in requests:
         attempt(replace(found, request=request * MIB))
     found = best().settings
     attempt(replace(found, preallocate=not found.preallocate))
@@ -117,7 +119,7 @@ class RawIO:
         """Move the bytes that a merge of ``files`` says it moved."""
         moving = files, self.output, told["read_bytes"], told["write_bytes"]
         if self.settings is None:
-            self.settings = floor(*moving).settings
+            self.settings = floor(*moving, flights=(4, 8), requests=()).settings
         return moved(*moving, self.settings)
 
 

@@ -63,7 +63,7 @@ class Session:
         }
         notes = [*self.notes, *(f"FAILED: {each}" for each in self.failures)]
         emulated = self.place.fake is not None
-        text = page(self.facts, self.results, self.traces, notes, emulated)
+        text = page(self.facts, self.results, self.traces, self.profiles, notes, emulated)
         for name, content in (("gpu.json", json.dumps(document, indent=1)), ("gpu.md", text)):
             partial = self.out / f".{name}"
             partial.write_text(content)

@@ -10,6 +10,7 @@ from scripts.bench.gpu_runs import Result
 _BUDGETS = ("all", "2GiB", "512MiB", "cpu", "auto")
 _HEADINGS = ("device", "2 GiB of it", "512 MiB of it", "CPU", "auto")
 _GIB = 1 << 30
+_SHOWN = 8
 _UNITS: tuple[tuple[str, float, str], ...] = (
     ("_bytes_per_second", 1e9, "GB/s"),
     ("_bytes", _GIB, "GiB"),
@@ -23,22 +24,41 @@ def page(
     facts: Mapping[str, Any],
     results: Sequence[Result],
     traces: Mapping[str, Mapping[str, Any]],
+    profiles: Mapping[str, Mapping[str, Any]],
     notes: Iterable[str],
     emulated: bool,
 ) -> str:
-    """All that was measured: the machine, the table, notes and failures."""
+    """All that was measured: the table, the machine, where time went, notes and failures."""
     device = facts.get("device", {})
     told = {**facts, **device}
     machine = [f"- {_fact(name, value)}" for name, value in told.items()]
-    lines = [f"- {line}" for line in (*notes, *problems(results))]
-    parts = [_EMULATED] if emulated else []
-    parts += [
-        table(results, traces, emulated),
-        "\n".join(filter("- ".__ne__, machine)),
-        "",
-        "\n".join(lines),
+    blocks = [
+        [_EMULATED] if emulated else [],
+        [table(results, traces, emulated)],
+        [*filter("- ".__ne__, machine), ""],
+        [*_kernels(traces), *_launching(profiles), ""],
+        [f"- {line}" for line in (*notes, *problems(results))],
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(line for block in blocks if block != [""] for line in block) + "\n"
+
+
+def _kernels(traces: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    """The kernels that took most of the device's time."""
+    for name, trace in traces.items():
+        most = sorted(trace["kernels"].items(), key=lambda item: -item[1][1])[:_SHOWN]
+        shown = ", ".join(f"{kernel} {n} in {s:.2f} s" for kernel, (n, s) in most)
+        yield (
+            f"- {name}: kernels {trace['kernel_seconds']:.2f} s, copies up "
+            f"{trace['up_seconds']:.2f} s, down {trace['down_seconds']:.2f} s: {shown}"
+        )
+
+
+def _launching(profiles: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    """When the device opened, the worker ran and the merge ended; what the worker spent time on."""
+    for name, profile in profiles.items():
+        moments = ", ".join(f"{what} {at:.2f} s" for what, at in profile["moments"].items())
+        most = (f"{function} {own:.2f} s" for function, _, own, _ in profile["functions"][:_SHOWN])
+        yield f"- {name}: {moments}; launching: {', '.join(most)}"
 
 
 def _fact(name: str, value: Any) -> str:

@@ -117,7 +117,13 @@ def test_the_table_has_a_line_for_each_merge_and_names_what_is_wrong() -> None:
         "1b page cache slerp mergeloom cpu: status 1: no",
     ]
     facts = {"cores": 2, "device": {"torch": "2.11", "pinned_up_bytes_per_second": 55e9}}
-    text = page(facts, results, {}, ["prepared after 3 s"], emulated=True)
+    kernels = {"elect": (100, 0.5), "round": (7, 1.0)}
+    timed = {"kernels": kernels, "kernel_seconds": 1.5, "up_seconds": 0.2, "down_seconds": 0.1}
+    profile = {"moments": {"merged": 4.4}, "functions": [["ops.py:1 launch", 9, 0.3, 0.4]]}
+    looked_at = {"1b ties": {**traced, **timed}}, {"1b ties": profile}
+    text = page(facts, results, *looked_at, ["prepared after 3 s"], emulated=True)
+    assert "copies up 0.20 s, down 0.10 s: round 7 in 1.00 s, elect 100 in 0.50 s" in text
+    assert "- 1b ties: merged 4.40 s; launching: ops.py:1 launch 0.30 s" in text
     assert text.startswith("A REHEARSAL WITHOUT A GPU")
     assert "mergekit --cuda" not in text
     for line in ("- cores: 2", "- pinned up: 55 GB/s", "- prepared after 3 s"):
