@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from mergeloom import arguments
 from mergeloom.arguments import Pathlike, Size
-from mergeloom.engine.base.errors import ConfigError, Finding, LoomError, RunError, Severity
+from mergeloom.engine.base.errors import ConfigError, Finding, LoomError, Severity
 from mergeloom.engine.base.gc_pause import collection_paused
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.engine.hardware import process
-from mergeloom.engine.hardware.accelerators import AUTO, choose
+from mergeloom.engine.hardware.accelerators import AUTO, Accelerator, choose
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.storage.source import IOMode
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
@@ -26,16 +26,14 @@ from mergeloom.planners.config.findings import refuse_unknown
 from mergeloom.planners.config.load import config_from_data, load_config, parse_config
 from mergeloom.planners.config.settings import Setting, parse_setting, setting_from_value
 from mergeloom.planners.models.resolve import Resolver
-from mergeloom.planners.plan import make_plan
+from mergeloom.planners.plan import Plan, make_plan
 from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, PlanOptions
 from mergeloom.report.plan_records import Options
 from mergeloom.results import MergeResult, PlannedMerge
 from mergeloom.version import program
 
 if TYPE_CHECKING:
-    from mergeloom.engine import job as jobs
-    from mergeloom.engine.run.progress import Progress as Counters
-    from mergeloom.report.meter import Meter, Progress
+    from mergeloom.report.meter import Progress
 
 Config = Pathlike | Mapping[str, Any] | Configuration
 Settings = Mapping[str, Any] | Sequence[str]
@@ -141,32 +139,34 @@ def plan(
                 observer=observer,
             )
         )
-        limit = process.memory_limit()
-        budget = process.default_budget() if options.ram is None else options.ram
-        here = replace(
-            process.this_machine(cpu_arithmetic(), TORCH, options.threads),
-            devices=devices,
-            devices_forced=options.device != AUTO,
-        )
-        made_schedule = schedule(made.graph, budget, here)
-    planned = PlannedMerge(
-        plan=made,
-        schedule=made_schedule,
-        budget_bytes=budget,
-        machine=here,
-        options=options,
-        memory_limit=limit,
-        findings=(
-            *made.findings,
-            *arguments.budget_findings(options.ram, limit, process.machine_bytes()),
-        ),
-    )
+        planned = _scheduled(made, options, devices)
     if directory is not None:
         from mergeloom.output import with_output_state
 
         planned = with_output_state(planned, directory, mode)
     issue_warnings(planned.findings, observer)
     return planned
+
+
+def _scheduled(made: Plan, options: Options, devices: tuple[Accelerator, ...]) -> PlannedMerge:
+    """Schedule a plan on this machine."""
+    limit = process.memory_limit()
+    budget = process.default_budget() if options.ram is None else options.ram
+    machine = replace(
+        process.this_machine(cpu_arithmetic(), TORCH, options.threads),
+        devices=devices,
+        devices_forced=options.device != AUTO,
+    )
+    budget_findings = arguments.budget_findings(options.ram, limit, process.machine_bytes())
+    return PlannedMerge(
+        plan=made,
+        schedule=schedule(made.graph, budget, machine),
+        budget_bytes=budget,
+        machine=machine,
+        options=options,
+        memory_limit=limit,
+        findings=(*made.findings, *budget_findings),
+    )
 
 
 def merge(
@@ -197,8 +197,8 @@ def merge(
     """
     from mergeloom.engine import job as jobs
     from mergeloom.output import check_overlap
-    from mergeloom.report.meter import Meter
     from mergeloom.report.stored import store_reports
+    from mergeloom.watch import Watch
 
     directory = arguments.path_of(output, "the output")
     mode = IOMode(arguments.one_of(io, "io", [each.value for each in IOMode]))
@@ -219,26 +219,7 @@ def merge(
         "threads": made.workers,
         "devices": [made.devices[number].title for number in made.used_devices],
     }
-    meter: Meter | None = None
-
-    def begun(event: jobs.Begun) -> None:
-        nonlocal meter
-        meter = Meter(event)
-        if observer.resumed is not None and event.resumed:
-            observer.resumed(event.resumed)
-
-    def progressed(counters: Counters) -> None:
-        if meter is not None:
-            snapshot = meter.snapshot(counters)
-            if observer.progressed is not None:
-                observer.progressed(snapshot)
-        if observer.cancelled is not None and observer.cancelled():
-            raise RunError(
-                "the merge was cancelled; what is finished is kept",
-                remedy="the same merge again continues it",
-                code="cancelled",
-            )
-
+    watch = Watch(observer)
     outcome = jobs.run(
         planned.plan.job(about),
         directory,
@@ -250,8 +231,8 @@ def merge(
             verify_finished=arguments.boolean(verify, "verify"),
             planned=planned.schedule,
         ),
-        begun,
-        progressed,
+        watch.begun,
+        watch.progressed,
         observer.building,
     )
     findings = tuple(
@@ -263,8 +244,7 @@ def merge(
         from mergeloom.check import check_output
 
         checked = check_output(planned.plan, directory, number, planned.budget_bytes)
-    samples = () if meter is None else meter.samples
-    result = MergeResult(directory, planned, outcome, checked, findings, samples)
+    result = MergeResult(directory, planned, outcome, checked, findings, watch.samples)
     if not outcome.was_finished:
         store_reports(result, directory)
     return result

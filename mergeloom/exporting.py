@@ -14,10 +14,9 @@ from mergeloom.arguments import Pathlike, Size
 from mergeloom.engine import job as jobs
 from mergeloom.engine.base.errors import OutputError
 from mergeloom.engine.hardware import process
-from mergeloom.engine.run.progress import Progress as Counters
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
-from mergeloom.report.meter import Meter
 from mergeloom.report.records import ExportReport
+from mergeloom.watch import Watch
 
 PARTIAL = ".partial"
 """Suffix of the directory that an unfinished file is written in."""
@@ -65,18 +64,13 @@ def export(
     )
     here = process.this_machine(cpu_arithmetic(), TORCH, workers)
     directory = Path(f"{path}{PARTIAL}")
-    meter: list[Meter] = []
-
-    def progressed(counters: Counters) -> None:
-        if observer.progressed is not None and meter:
-            observer.progressed(meter[-1].snapshot(counters))
-
+    watch = Watch(observer)
     outcome = jobs.run(
         planned.job,
         directory,
         jobs.Options(ram=budget, machine=here),
-        begun=lambda event: meter.append(Meter(event)),
-        poll=progressed,
+        begun=watch.begun,
+        poll=watch.progressed,
         building=observer.building,
     )
     os.replace(directory / FILE_NAME, path)

@@ -182,83 +182,75 @@ def translate_flags(
     return output_options, resources
 
 
+_WITHOUT_EFFECT = (
+    ("--trust-remote-code", "trust_remote_code", "no code of a model is run"),
+    (
+        "--lora-merge-cache",
+        "lora_merge_cache",
+        "adapters are merged while they are read, nothing is cached",
+    ),
+    (
+        "--lora-merge-dtype",
+        "lora_merge_dtype",
+        "adapters are merged in float32 and rounded once, on the way out",
+    ),
+    ("-v", "verbose", "the plan says what is done"),
+    ("--low-cpu-memory", "low_cpu_memory", "--ram bounds the memory, --vram that of devices"),
+    ("--lazy-unpickle", "lazy_unpickle", "nothing is ever unpickled"),
+    ("--read-to-gpu", "read_to_gpu", "tiles go to a device as it needs them"),
+    ("--async-write", "async_write", "writing never holds up the rest"),
+    ("--write-threads", "write_threads", "writing never holds up the rest"),
+    ("--copy-tokenizer", "copy_tokenizer", "the tokenizer is always written"),
+    ("--clone-tensors", "clone_tensors", "tensors are never shared in memory"),
+)
+"""Flags that change nothing: their fields in `MergekitFlags`, and why."""
+
+_NEGATED_WITHOUT_EFFECT = (
+    ("--no-lazy-unpickle", "lazy_unpickle", "nothing is ever unpickled"),
+    ("--no-copy-tokenizer", "copy_tokenizer", "the tokenizer is always written"),
+    ("--no-write-model-card", "write_model_card", "a model card is always written"),
+    (
+        "--no-safe-serialization",
+        "safe_serialization",
+        "only safetensors are written, which transformers loads as well",
+    ),
+)
+
+
 def _notes(
     flags: MergekitFlags, output_options: OutputOptions, resources: ResourceOptions
 ) -> Iterator[str]:
     """A note on each given flag."""
-    where = f"same as --device {resources.device}"
-    for flag, given, became in (
-        ("--allow-crimes", flags.allow_crimes, "same as --allow-different-architectures"),
+    device = f"--device {resources.device}"
+    for flag, given, same in (
+        ("--allow-crimes", flags.allow_crimes, "--allow-different-architectures"),
         (
             "--unsafe-truncate-embeddings",
             flags.unsafe_truncate_embeddings,
-            "same as --allow-truncated-embeddings",
+            "--allow-truncated-embeddings",
         ),
-        ("--trust-remote-code", flags.trust_remote_code, "no effect: no code of a model is run"),
-        ("--transformers-cache", flags.transformers_cache, "same as HF_HUB_CACHE"),
-        (
-            "--lora-merge-cache",
-            flags.lora_merge_cache,
-            "no effect: adapters are merged while they are read, nothing is cached",
-        ),
-        (
-            "--lora-merge-dtype",
-            flags.lora_merge_dtype,
-            "no effect: adapters are merged in float32 and rounded once, on the way out",
-        ),
-        ("--random-seed", flags.random_seed is not None, f"same as --seed {output_options.seed}"),
-        ("-v", flags.verbose, "no effect: the plan says what is done"),
-        ("--cuda", flags.cuda, where),
-        ("--multi-gpu", flags.multi_gpu, where),
-        ("--gpu-rich", flags.gpu_rich, where),
-        (
-            "--low-cpu-memory",
-            flags.low_cpu_memory,
-            "no effect: --ram bounds the memory, --vram that of devices",
-        ),
-        ("--lazy-unpickle", flags.lazy_unpickle, "no effect: nothing is ever unpickled"),
-        (
-            "--no-lazy-unpickle",
-            flags.lazy_unpickle is False,
-            "no effect: nothing is ever unpickled",
-        ),
-        (
-            "--read-to-gpu",
-            flags.read_to_gpu,
-            "no effect: tiles go to a device as it needs them",
-        ),
-        ("--num-threads", flags.num_threads is not None, f"same as --threads {resources.threads}"),
-        ("--async-write", flags.async_write, "no effect: writing never holds up the rest"),
-        (
-            "--write-threads",
-            flags.write_threads is not None,
-            "no effect: writing never holds up the rest",
-        ),
+        ("--transformers-cache", flags.transformers_cache, "HF_HUB_CACHE"),
+        ("--random-seed", flags.random_seed is not None, f"--seed {output_options.seed}"),
+        ("--cuda", flags.cuda, device),
+        ("--multi-gpu", flags.multi_gpu, device),
+        ("--gpu-rich", flags.gpu_rich, device),
+        ("--num-threads", flags.num_threads is not None, f"--threads {resources.threads}"),
         (
             "--out-shard-size",
             flags.out_shard_size,
-            f"same as --max-shard-size {output_options.max_shard_size}",
-        ),
-        ("--copy-tokenizer", flags.copy_tokenizer, "no effect: the tokenizer is always written"),
-        (
-            "--no-copy-tokenizer",
-            flags.copy_tokenizer is False,
-            "no effect: the tokenizer is always written",
-        ),
-        ("--clone-tensors", flags.clone_tensors, "no effect: tensors are never shared in memory"),
-        (
-            "--no-write-model-card",
-            flags.write_model_card is False,
-            "no effect: a model card is always written",
-        ),
-        (
-            "--no-safe-serialization",
-            flags.safe_serialization is False,
-            "no effect: only safetensors are written, which transformers loads as well",
+            f"--max-shard-size {output_options.max_shard_size}",
         ),
     ):
         if given:
-            yield f"{flag}: {became}"
+            yield f"{flag}: same as {same}"
+    defaults = MergekitFlags()
+    for flag, name, reason in _WITHOUT_EFFECT:
+        value = getattr(flags, name)
+        if value is not False and value != getattr(defaults, name):
+            yield f"{flag}: no effect: {reason}"
+    for flag, name, reason in _NEGATED_WITHOUT_EFFECT:
+        if getattr(flags, name) is False:
+            yield f"{flag}: no effect: {reason}"
 
 
 def _shard_size(text: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -88,6 +89,12 @@ Ram = Annotated[
 Threads = Annotated[
     int | None, Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
 ]
+MergekitDevice = Annotated[
+    str | None, Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
+]
+MergekitQuiet = Annotated[
+    bool, Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors.")
+]
 AsJson = Annotated[bool, Option("--json", help="Print one JSON document on stdout.")]
 
 
@@ -108,6 +115,15 @@ class ModelSearch:
             parser=read_path,
         ),
     ] = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of the Python API.
+
+        Raises:
+            LoomError: as the other properties.
+        """
+        return {"model_dirs": self.model_dirs, "search": self.folders}
 
     @property
     def model_dirs(self) -> dict[str, Path]:
@@ -173,6 +189,11 @@ class OutputOptions:
         bool, Option("--strict", help="Refuse unknown keys and parameters in CONFIG.")
     ] = False
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of the Python API."""
+        return {**_fields(self), "settings": self.settings or ()}
+
 
 @dataclass(frozen=True)
 class ResourceOptions:
@@ -193,6 +214,15 @@ class ResourceOptions:
         str | None,
         Option(metavar="SIZE", help="Memory budget on each device. [default: 4/5 of the free]"),
     ] = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The same as arguments of the Python API."""
+        return _fields(self)
+
+
+def _fields(group: OutputOptions | ResourceOptions) -> dict[str, Any]:
+    return {field.name: getattr(group, field.name) for field in fields(group)}
 
 
 def plan_from_options(
@@ -219,18 +249,9 @@ def plan_from_options(
     with collection_spared():
         return api.plan(
             config,
-            ram=resources.ram,
-            threads=resources.threads,
-            device=resources.device,
-            vram=resources.vram,
-            seed=output_options.seed,
-            max_shard_size=output_options.max_shard_size,
-            allow_truncated_embeddings=output_options.allow_truncated_embeddings,
-            allow_different_architectures=output_options.allow_different_architectures,
-            strict=output_options.strict,
-            settings=output_options.settings or (),
-            model_dirs=search.model_dirs,
-            search=search.folders,
+            **resources.arguments,
+            **output_options.arguments,
+            **search.arguments,
             observer=observer,
             output=output,
         )

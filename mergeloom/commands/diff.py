@@ -43,8 +43,7 @@ def diff(
             match=match,
             ram=ram,
             threads=threads,
-            model_dirs=search.model_dirs,
-            search=search.folders,
+            **search.arguments,
             observer=observer,
         )
     if html is not None:

@@ -53,14 +53,8 @@ def explain(
             config,
             tensor,
             token=token,
-            seed=output_options.seed,
-            max_shard_size=output_options.max_shard_size,
-            allow_truncated_embeddings=output_options.allow_truncated_embeddings,
-            allow_different_architectures=output_options.allow_different_architectures,
-            strict=output_options.strict,
-            settings=output_options.settings or (),
-            model_dirs=search.model_dirs,
-            search=search.folders,
+            **output_options.arguments,
+            **search.arguments,
             observer=printer.planning(),
         )
     printer.answer(found, lambda: render_explain(found))

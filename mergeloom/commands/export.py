@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mergeloom.command_line import Argument, Interrupted, Option
-from mergeloom.options import AsJson, ModelSearch
+from mergeloom.options import AsJson, ModelSearch, Ram, Threads
 from mergeloom.printer import Printer
 
 
@@ -25,13 +25,8 @@ def export(
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace the file if it exists.")
     ] = False,
-    ram: Annotated[
-        str | None,
-        Option(metavar="SIZE", help="Memory budget. [default: 4/5 of the available]"),
-    ] = None,
-    threads: Annotated[
-        int | None, Option(min=1, metavar="N", help="Compute threads. [default: all cores]")
-    ] = None,
+    ram: Ram = None,
+    threads: Threads = None,
     quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -50,8 +45,7 @@ def export(
                 overwrite=overwrite,
                 ram=ram,
                 threads=threads,
-                model_dirs=search.model_dirs,
-                search=search.folders,
+                **search.arguments,
                 observer=observer,
             )
         except KeyboardInterrupt as stop:

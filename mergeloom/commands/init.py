@@ -49,8 +49,7 @@ def init(
         method=method,
         stack=stack,
         folder=None if to_stdout else output.parent,
-        model_dirs=search.model_dirs,
-        search=search.folders,
+        **search.arguments,
         observer=printer.planning(),
     )
     if to_stdout:

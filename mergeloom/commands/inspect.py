@@ -22,8 +22,7 @@ def inspect(
     printer = Printer(as_json)
     found = queries.inspect(
         model,
-        model_dirs=search.model_dirs,
-        search=search.folders,
+        **search.arguments,
         observer=printer.planning(),
     )
     printer.answer(found, lambda: render_inspect(found, tensors))

@@ -9,7 +9,15 @@ from mergeloom.command_line import Option
 from mergeloom.commands.mergekit_yaml import run_as_mergekit
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.mergekit_flags import MergekitFlags
-from mergeloom.options import Config, ModelSearch, OutputOptions, OutputPath
+from mergeloom.options import (
+    Config,
+    MergekitDevice,
+    MergekitQuiet,
+    ModelSearch,
+    OutputOptions,
+    OutputPath,
+    Ram,
+)
 
 
 def mergekit_pytorch(
@@ -23,16 +31,9 @@ def mergekit_pytorch(
     intersection: Annotated[
         bool, Option("-i", "--tensor-intersection", help="Merge tensors that all inputs have.")
     ] = False,
-    device: Annotated[
-        str | None, Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
-    ] = None,
-    ram: Annotated[
-        str | None, Option(metavar="SIZE", help="Memory budget of the whole process.")
-    ] = None,
-    quiet: Annotated[
-        bool,
-        Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors."),
-    ] = False,
+    device: MergekitDevice = None,
+    ram: Ram = None,
+    quiet: MergekitQuiet = False,
 ) -> None:
     """Merge weight files into OUT, with the arguments of mergekit's command of this name.
 

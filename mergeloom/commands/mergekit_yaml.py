@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from mergeloom.command_line import Option
 from mergeloom.commands.merge import run_merge
 from mergeloom.mergekit_flags import MergekitFlags, apply_flags
 from mergeloom.options import (
     Config,
+    MergekitDevice,
+    MergekitQuiet,
     ModelSearch,
     OutputOptions,
     OutputPath,
+    Ram,
     ResourceOptions,
     plan_from_options,
 )
@@ -24,16 +25,9 @@ def mergekit_yaml(
     output: OutputPath,
     flags: MergekitFlags,
     search: ModelSearch,
-    device: Annotated[
-        str | None, Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")
-    ] = None,
-    ram: Annotated[
-        str | None, Option(metavar="SIZE", help="Memory budget of the whole process.")
-    ] = None,
-    quiet: Annotated[
-        bool,
-        Option("--quiet/--no-quiet", "-q", help="Show nothing but warnings and errors."),
-    ] = False,
+    device: MergekitDevice = None,
+    ram: Ram = None,
+    quiet: MergekitQuiet = False,
 ) -> None:
     """Merge into OUT, with the arguments and flags of mergekit's command of this name.
 

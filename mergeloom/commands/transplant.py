@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from mergeloom.command_line import Argument, Option
 from mergeloom.commands.merge import run_merge
 from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.base.records import dataclass
 from mergeloom.options import (
     AsJson,
     ModelSearch,
@@ -17,12 +18,10 @@ from mergeloom.options import (
 from mergeloom.printer import Printer
 
 
-def transplant(
-    model: Annotated[str, Argument(metavar="MODEL", help="A directory or a hub id.")],
-    donor: Annotated[str, Argument(metavar="DONOR", help="The model whose tokenizer MODEL gets.")],
-    output: OutputPath,
-    search: ModelSearch,
-    resources: ResourceOptions,
+@dataclass(frozen=True)
+class RowOptions:
+    """Options that say how rows of tokens are computed that MODEL lacks."""
+
     method: Annotated[
         str,
         Option(
@@ -32,11 +31,11 @@ def transplant(
             metavar="omp|interpolation|landmarks|subword|mean|zero|random",
             help="How rows of tokens that MODEL lacks are computed.",
         ),
-    ] = "omp",
+    ] = ("omp",)
     k: Annotated[
         int,
         Option("-k", "--k", min=1, metavar="N", help="Number of tokens a row is computed from."),
-    ] = 64,
+    ] = (64,)
     cosine: Annotated[
         bool,
         Option(
@@ -45,7 +44,7 @@ def transplant(
             "--cosine-similarity",
             help="interpolation: find the nearest by angle.",
         ),
-    ] = False,
+    ] = (False,)
     weights: Annotated[
         str,
         Option(
@@ -55,7 +54,7 @@ def transplant(
             metavar="distance|barycentric|least_squares",
             help="interpolation: weights of the nearest.",
         ),
-    ] = "distance",
+    ] = ("distance",)
     subword: Annotated[
         str,
         Option(
@@ -65,7 +64,7 @@ def transplant(
             metavar="mean|sum|weighted|first_last",
             help="subword: weights of the pieces of a token.",
         ),
-    ] = "mean",
+    ] = ("mean",)
     prefix: Annotated[
         str,
         Option(
@@ -75,7 +74,7 @@ def transplant(
             metavar="no|embed|head|yes",
             help="Where a token gets the row of its longest prefix token.",
         ),
-    ] = "no",
+    ] = ("no",)
     exclude_undertrained: Annotated[
         bool,
         Option(
@@ -83,7 +82,29 @@ def transplant(
             "--magikarp",
             help="Ignore tokens that seem untrained.",
         ),
-    ] = False,
+    ] = (False,)
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """The same as a configuration's ``transplant``, with what the method uses."""
+        settings: dict[str, Any] = {"method": self.method, "prefix": self.prefix}
+        if self.method in ("omp", "interpolation", "common_interpolation"):
+            settings |= {"k": self.k, "exclude_undertrained": self.exclude_undertrained}
+        if self.method in ("interpolation", "common_interpolation"):
+            settings |= {"cosine": self.cosine, "weights": self.weights}
+        if self.method == "subword":
+            settings["subword"] = self.subword
+        if self.method in ("random", "randn", "john_hewitt"):
+            settings["seed"] = seed
+        return settings
+
+
+def transplant(
+    model: Annotated[str, Argument(metavar="MODEL", help="A directory or a hub id.")],
+    donor: Annotated[str, Argument(metavar="DONOR", help="The model whose tokenizer MODEL gets.")],
+    output: OutputPath,
+    search: ModelSearch,
+    resources: ResourceOptions,
+    rows: RowOptions,
     pad_to_multiple_of: Annotated[
         int | None,
         Option(min=1, metavar="N", help="Pad the number of rows to a multiple of N."),
@@ -112,16 +133,7 @@ def transplant(
     """
     from mergeloom import api
 
-    settings: dict[str, Any] = {"method": method, "prefix": prefix}
-    if method in ("omp", "interpolation", "common_interpolation"):
-        settings |= {"k": k, "exclude_undertrained": exclude_undertrained}
-    if method in ("interpolation", "common_interpolation"):
-        settings |= {"cosine": cosine, "weights": weights}
-    if method == "subword":
-        settings["subword"] = subword
-    if method in ("random", "randn", "john_hewitt"):
-        settings["seed"] = seed
-    tokenizer: dict[str, Any] = {"source": donor, "transplant": settings}
+    tokenizer: dict[str, Any] = {"source": donor, "transplant": rows.settings(seed)}
     if pad_to_multiple_of is not None:
         tokenizer["pad_to_multiple_of"] = pad_to_multiple_of
     configuration: dict[str, Any] = {
@@ -136,14 +148,10 @@ def transplant(
         planned = api.plan(
             configuration,
             output=output,
-            ram=resources.ram,
-            threads=resources.threads,
-            device=resources.device,
-            vram=resources.vram,
+            **resources.arguments,
+            **search.arguments,
             seed=seed,
             max_shard_size=max_shard_size,
-            model_dirs=search.model_dirs,
-            search=search.folders,
             observer=printer.planning(),
         )
     except ConfigError as error:  # the user has not seen this configuration
