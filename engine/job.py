@@ -27,6 +27,7 @@ from mergeloom.engine.output.state import (
     missing_files,
     only_times_differ,
 )
+from mergeloom.engine.output.verify_output import recorded_faults
 from mergeloom.engine.plan.duration import estimated_seconds
 from mergeloom.engine.plan.schedule import Schedule, schedule
 from mergeloom.engine.run.building import build_missing
@@ -313,7 +314,8 @@ def _is_complete(manifest: Manifest, directory: OutputDirectory, run: _Run) -> b
     touched = _check_same(manifest.fingerprint, manifest.identity, recorded, run, directory)
     faults = list(missing_files(directory.path, manifest))
     if not faults and run.options.verify_finished:
-        faults = list(directory.wrong_tensors(manifest))
+        wrong = recorded_faults(directory.path, manifest)
+        faults = [f"'{name}': {reason}" for name, reason in wrong]
     job = run.job
     if faults:
         more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""

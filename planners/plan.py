@@ -146,12 +146,19 @@ def matching_plans(
     return list(islice(found, len(wanted)))  # stop when all are found: plans are made on demand
 
 
+_NEARLY_EQUAL = 0.85
+"""Similarity of whole names; they share endings such as ``.weight``, whatever they name."""
+
+
 def _similar_names(pattern: str, names: Sequence[str]) -> str:
     """A suggestion: a similar name or part of one, or else some of the names."""
-    parts = dict.fromkeys(part for name in names for part in name.split(".") if not part.isdigit())
-    near = nearest(pattern, [*parts, *names])
-    if near is not None:
-        return f"did you mean '{near}'?"
+    parts = dict.fromkeys(part for name in names for part in name.split("."))
+    near = [part if part in parts else nearest(part, parts) for part in pattern.split(".")]
+    meant = ".".join(part for part in near if part is not None)
+    if None in near or not any(meant in name for name in names):
+        meant = nearest(pattern, names, _NEARLY_EQUAL) or ""
+    if meant:
+        return f"did you mean '{meant}'?"
     shown = [name for name in names if not re.search(r"\d", name)][:3] + [
         name for name in names if re.search(r"\.0\.", name)
     ]

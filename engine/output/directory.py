@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,13 +144,6 @@ class OutputDirectory:
         found = replace(manifest, fingerprint=fingerprint, identity=dict(identity))
         write_file(manifest_path(self.path), found.encode(), self.files)
 
-    def wrong_tensors(self, manifest: Manifest) -> Iterator[str]:
-        """The tensors of a finished output that differ from its records, with reasons; reads
-        all."""
-        places = [(self.path / record.file, record) for record in manifest.tensors]
-        for record, reason in verify_tensors(places):
-            yield f"'{record.name}': {reason}"
-
     def clear(self) -> None:
         """Remove the files that earlier runs recorded as theirs, and nothing else.
 
@@ -247,6 +240,11 @@ class OutputDirectory:
 
     def _check_is_output(self) -> None:
         found = foreign_state(self.path)
+        if self.path.is_symlink() and not self.path.exists():
+            raise OutputError(
+                f"'{self.path}' is a link to '{os.readlink(self.path)}', which does not exist",
+                remedy="make that directory, or choose another output",
+            )
         if found is None or found.condition in (Condition.ABSENT, Condition.EMPTY):
             return
         if found.condition is Condition.FILE:
@@ -256,8 +254,8 @@ class OutputDirectory:
         if found.condition is Condition.UNREADABLE:
             raise OutputError(f"cannot read '{self.path}': {found.reason}")
         raise OutputError(
-            f"'{self.path}' is not empty and was not made by mergeloom: "
-            "choose another output directory"
+            f"'{self.path}' is not empty and was not made by mergeloom",
+            remedy="choose another output directory",
         )
 
 

@@ -24,6 +24,8 @@ from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.storage.file_system import FILES, Files, reported, write_all
 
 VERSION = 1
+START_OVER = "start over with --restart"
+"""Remedy for records that cannot be used."""
 MAX_BYTES = 1 << 30
 MAX_RECORD_BYTES = 32 << 20
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -86,22 +88,18 @@ def read_journal(path: Path) -> JournalContent | None:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise OutputError(
-                    f"'{path}' is too large for a journal", remedy="start over with --restart"
-                )
+                raise OutputError(f"'{path}' is too large for a journal", remedy=START_OVER)
             lines = _lines(file)
             first = next(lines, None)
             if first is None:
                 return None
             head = _decode(first)
             if head is None or not _is_head(head):
-                raise OutputError(
-                    f"'{path}' is damaged in its first record", remedy="start over with --restart"
-                )
+                raise OutputError(f"'{path}' is damaged in its first record", remedy=START_OVER)
             if head["version"] != VERSION:
                 raise OutputError(
-                    f"'{path}' has version {head['version']}, this program writes {VERSION}: "
-                    "finish it with the program that began it, or start over with --restart"
+                    f"'{path}' has version {head['version']}, this program writes {VERSION}",
+                    remedy=f"finish it with the program that began it, or {START_OVER}",
                 )
             for line in lines:
                 entry = _finished(_decode(line))

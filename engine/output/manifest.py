@@ -14,7 +14,7 @@ from mergeloom.engine.base import bounded_json
 from mergeloom.engine.base.errors import OutputError
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import OutputFile, Write
-from mergeloom.engine.output.journal import FinishedTensor
+from mergeloom.engine.output.journal import START_OVER, FinishedTensor
 from mergeloom.engine.storage.digest import ALGORITHM, digest_of
 
 if TYPE_CHECKING:
@@ -149,20 +149,20 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise OutputError(f"'{path}' is too large for a manifest: merge with --restart")
+                raise OutputError(f"'{path}' is too large for a manifest", remedy=START_OVER)
             document = bounded_json.parse(file.read(), MAX_VALUES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise OutputError(f"cannot read '{path}': {error.strerror}") from error
     except ValueError as error:
-        raise OutputError(f"'{path}' is damaged ({error}): merge with --restart") from error
+        raise _damaged(path, str(error)) from error
     if not isinstance(document, dict):
-        raise OutputError(f"'{path}' is damaged (no JSON object): merge with --restart")
+        raise _damaged(path, "no JSON object")
     if document.pop("version", None) != VERSION or document.pop("digests", None) != ALGORITHM:
         raise OutputError(
             f"'{path}' was written by another version of this program",
-            remedy="use that version, or merge with --restart",
+            remedy=f"use that version, or {START_OVER}",
         )
     # Imported late: most runs begin in a new directory, and importing pydantic takes 0.1 s.
     from pydantic import ValidationError
@@ -170,13 +170,15 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     try:
         manifest = _validator().validate_python(document)
     except (ValidationError, RecursionError) as error:
-        raise OutputError(
-            f"'{path}' is damaged ({_first_fault(error)}): merge with --restart"
-        ) from error
+        raise _damaged(path, _first_fault(error)) from error
     fault = _fault(manifest)
     if fault is not None:
-        raise OutputError(f"'{path}' is damaged ({fault}): merge with --restart")
+        raise _damaged(path, fault)
     return manifest
+
+
+def _damaged(path: Path, why: str) -> OutputError:
+    return OutputError(f"'{path}' is damaged ({why})", remedy=START_OVER)
 
 
 @lru_cache(maxsize=1)

@@ -193,6 +193,7 @@ def describe_differences(found: tuple[Difference, ...], max_shown: int = 3) -> s
     """Differences as one line of text; at most ``max_shown`` of them."""
     if not found:
         return "how it is computed (another version of this program)"
+    found = tuple(each for each in found if not only_times_differ((each,))) or found
     groups = {each.group for each in found if each.is_readable}
     shown = [each for each in found if each.is_readable or each.group not in groups]
     more = f"; and {len(shown) - max_shown} more" if len(shown) > max_shown else ""

@@ -59,8 +59,8 @@ def verify_output(output: Path) -> Verification:
     """
     manifest = read_manifest(output)
     if manifest is not None:
-        records, wrong = manifest.tensors, [*_file_faults(output, manifest)]
-        places = [(output / r.file, r) for r in records if (output / r.file).is_file()]
+        records = manifest.tensors
+        wrong = [*recorded_faults(output, manifest), *_foreign_weights(output, manifest)]
     else:
         if not (output / DIRECTORY).is_dir():
             why = "was not made by mergeloom: it has no manifest"
@@ -73,9 +73,17 @@ def verify_output(output: Path) -> Verification:
             raise OutputError(f"'{output}' holds a merge that has not recorded any tensor yet")
         places, wrong = _recorded_tensors(output, journal)
         records = tuple(record for _, record in places)
-    wrong += [(record.name, reason) for record, reason in verify_tensors(places)]
+        wrong += [(record.name, reason) for record, reason in verify_tensors(places)]
     nbytes = sum(record.nbytes for record in records)
     return Verification(output, manifest is not None, len(records), nbytes, tuple(wrong))
+
+
+def recorded_faults(output: Path, manifest: Manifest) -> Iterator[Fault]:
+    """The files and tensors of a finished merge that differ from its records; reads all."""
+    yield from _file_faults(output, manifest)
+    records = manifest.tensors
+    places = [(output / r.file, r) for r in records if (output / r.file).is_file()]
+    yield from ((record.name, reason) for record, reason in verify_tensors(places))
 
 
 def _file_faults(output: Path, manifest: Manifest) -> Iterator[Fault]:
@@ -95,6 +103,10 @@ def _file_faults(output: Path, manifest: Manifest) -> Iterator[Fault]:
             yield name, "the file is missing"
         except OSError as error:
             yield name, f"it cannot be read: {error.strerror}"
+
+
+def _foreign_weights(output: Path, manifest: Manifest) -> Iterator[Fault]:
+    """Weight files that this merge did not write."""
     known = {*manifest.files, *manifest.side_files}
     for path in sorted({found for pattern in _WEIGHT_FILES for found in output.glob(pattern)}):
         if path.name not in known:

@@ -166,6 +166,6 @@ def reported(verb: str, path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"cannot {verb} '{path}': {error.strerror or error}; "
-            "fix this and the same command continues"
+            f"cannot {verb} '{path}': {error.strerror or error}",
+            remedy="fix this, and the same command continues",
         ) from error

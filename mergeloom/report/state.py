@@ -107,6 +107,8 @@ def _touched_action(found: OutputState, differing: Sequence[Difference]) -> tupl
 
 def _obstacle(path: Path) -> str | None:
     """Why a directory cannot be created; ``None`` if unknown."""
+    if path.is_symlink():
+        return f"it is a link to '{os.readlink(path)}', which does not exist"
     parent = next((each for each in path.absolute().parents if each.exists()), None)
     if parent is None:
         return "no part of its path exists"

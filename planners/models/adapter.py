@@ -136,13 +136,16 @@ def open_adapter(name: str, folder: Folder) -> Adapter:
     directory = folder.name
     if not folder.has(CONFIG):
         model = folder.has("config.json")
-        what = "it is a model: name it under 'models'" if model else "is it an adapter's directory?"
-        raise CheckpointError(f"'{directory}' has no {CONFIG}: {what}")
+        what = "it is a model" if model else "is it an adapter's directory?"
+        remedy = "name it under 'models'" if model else ""
+        raise CheckpointError(f"'{directory}' has no {CONFIG}: {what}", remedy=remedy)
     config = read_object(folder, CONFIG)
     _refuse_unsupported(directory, config)
     weights = _weights_file(folder)
     if weights is None:
-        raise CheckpointError(f"'{directory}' has no {WEIGHTS[0]}: copy or download it again")
+        raise CheckpointError(
+            f"'{directory}' has no {WEIGHTS[0]}", remedy="copy or download it again"
+        )
     checkpoint = open_files(folder, config, {weights: set()})
     changes = dict(_changes(checkpoint))
     base, revision = (

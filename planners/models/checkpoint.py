@@ -184,8 +184,8 @@ def open_files(
         missing = expected - file.entries.keys()
         if missing:
             raise CheckpointError(
-                f"'{file.source.name}' lacks {_listed_names(missing)}, which the index lists: "
-                "copy or download the checkpoint again"
+                f"'{file.source.name}' lacks {_listed_names(missing)}, which the index lists",
+                remedy="copy or download the checkpoint again",
             )
     parts = [file.entries for file in files]
     _, entries = known.once(  # which keeps the parts alive, or others could get their ids

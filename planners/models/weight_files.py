@@ -81,7 +81,8 @@ def indexed_shards(
             raise CheckpointError(f"{where} names {shard[:200]!r} outside the checkpoint")
         if not folder.has(shard):
             raise CheckpointError(
-                f"'{folder.name}' lacks the shard '{shard[:200]}': copy or download it again"
+                f"'{folder.name}' lacks the shard '{shard[:200]}'",
+                remedy="copy or download it again",
             )
     return shards
 
@@ -123,5 +124,6 @@ def _check_numbering(folder: Folder, names: Sequence[str]) -> None:
         if count < int(total):
             raise CheckpointError(
                 f"'{folder.name}' has {count} of the {int(total)} shards '{family}-*-of-{total}', "
-                "and no index: copy or download it again"
+                "and no index",
+                remedy="copy or download it again",
             )

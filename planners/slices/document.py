@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from mergeloom.engine.base.dtypes import BF16, F16
-from mergeloom.engine.base.errors import CheckpointError, LoomError
+from mergeloom.engine.base.errors import CheckpointError, Finding, LoomError
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Method
 from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice
@@ -78,10 +78,12 @@ def plan_stage(
             findings.notes(vocabulary.warnings, "vocabulary")
             unified_models.set_remapped(remap.models)
             donor = unified_models.unified(donor)
-    elif embedding is not None:
-        findings.notes(_tokenizer_warnings(opened, donor), "vocabulary")
     _warn_of_float16(document, opened, findings)
     towers = _plan_towers(document, method, donor, unified_models, findings)
+    if settings is None and embedding is not None:
+        used = _models_with_rows(towers, {embedding, head})
+        for warning in _tokenizer_warnings([m for m in opened if m.name in used], donor):
+            findings.add(warning)
     for tower in towers:
         findings.attempt(_check_splittable, tower)
     findings.check()
@@ -174,7 +176,18 @@ def _remap(
         raise error.at(settings.place) from error
 
 
-def _tokenizer_warnings(models: Sequence[Model], donor: Model) -> Iterator[str]:
+def _models_with_rows(towers: Sequence[TowerPlan], weights: set[str | None]) -> set[str]:
+    """The names of the models that rows of these weights, embedding and head, come from."""
+    names: set[str] = set()
+    for plan in towers:
+        ends = ((plan.tower.before, plan.slices[:1]), (plan.tower.after, plan.slices[-1:]))
+        for outside, slices in ends:
+            if weights.intersection(outside):
+                names.update(source.model.name for part in slices for source in part.sources)
+    return names
+
+
+def _tokenizer_warnings(models: Sequence[Model], donor: Model) -> Iterator[Finding]:
     """Warnings about tokenizers if embeddings are merged row by row."""
     stored = [m for m in models if isinstance(m, StoredModel) and m.tokens.embedding is not None]
     if len(stored) > 1:

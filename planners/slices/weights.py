@@ -31,8 +31,8 @@ def warn_of_weights(
     constant = [float(each) for each in weights if isinstance(each, int | float)]
     averages = method.base is Base.NONE
     if len(others) == 1:
-        if normalizes and not averages:
-            _warn_of_one(written[0], findings)
+        if normalizes:
+            _warn_of_one(written[0], "" if averages else " beside the base", findings)
     elif normalizes:
         _warn_of_negative(written, constant if averages else [], findings)
     elif averages and len(constant) == len(others) and not math.isclose(sum(constant), 1):
@@ -60,14 +60,14 @@ def _source_entries(
     )
 
 
-def _warn_of_one(entries: Sequence[ParameterEntry], findings: Findings) -> None:
+def _warn_of_one(entries: Sequence[ParameterEntry], beside: str, findings: Findings) -> None:
     values = [value for entry in entries for value in entry.values if value not in (0, 1)]
     if not values:
         return
     sign = ", and the sign is lost" if any(value < 0 for value in values) else ""
     findings.warn(
         entries[0].place,
-        f"with 'normalize' the weight of the only model beside the base is divided by itself: "
+        f"with 'normalize' the weight of the only model{beside} is divided by itself: "
         f"{values[0]:g} counts as 1{sign}",
         "write 'normalize: false' for the weight to count",
         "no-effect",

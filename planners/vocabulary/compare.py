@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import CheckpointError, Finding, Severity
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.vocabulary.tokens import FILES, read_content, read_vocabulary
 
@@ -42,7 +42,7 @@ class VocabularyCache:
 
 def comparison_warnings(
     models: Sequence[tuple[str, Folder, int]], donor: Folder | None
-) -> Iterator[str]:
+) -> Iterator[Finding]:
     """Warnings about the tokenizers of ``models``: (name, folder, rows of the embedding).
 
     ``donor`` is the folder from which the output's tokenizer is copied.
@@ -57,7 +57,10 @@ def comparison_warnings(
         try:
             ids = compared.of(folder)
         except CheckpointError as error:
-            yield f"the tokenizer of '{name}' cannot be compared with the others: {error}"
+            yield _warning(
+                f"the tokenizer of '{name}' cannot be compared with the others: {error.cause}",
+                error.remedy,
+            )
             continue
         if ids is None:
             continue
@@ -65,16 +68,16 @@ def comparison_warnings(
         beyond = [token for token, number in ids.items() if number >= rows]
         if beyond:
             first = min(beyond, key=ids.__getitem__)
-            yield (
+            yield _warning(
                 f"{_tokens_text(len(beyond))} of '{name}' {_have(beyond)} no row in its embedding, "
                 f"which has {rows} rows: the id of {_token_text(first)} is {ids[first]}"
             )
     whose = next((name for name, folder, _ in models if folder is donor), None)
     if whose is not None and whose not in found and found:
         others = next(iter(found))
-        yield (
-            f"'{whose}' has no tokenizer, so the output will have none: write 'tokenizer_source: "
-            f"{others}' to use that of '{others}'"
+        yield _warning(
+            f"'{whose}' has no tokenizer, so the output will have none",
+            f"write 'tokenizer_source: {others}' to use that of '{others}'",
         )
     names = list(found)
     for other in names[1:]:
@@ -83,7 +86,7 @@ def comparison_warnings(
 
 def _difference_warnings(
     first: str, ids: Mapping[str, int], other: str, others: Mapping[str, int]
-) -> Iterator[str]:
+) -> Iterator[Finding]:
     if ids is others or ids == others:
         return
     tokens = {number: token for token, number in ids.items()}
@@ -91,10 +94,11 @@ def _difference_warnings(
     differing = sorted(n for n, token in tokens.items() if n in theirs and theirs[n] != token)
     if differing:
         number = differing[0]
-        yield (
+        yield _warning(
             f"{_ids_text(len(differing))} different tokens in '{first}' and '{other}' "
             f"({number} is {_token_text(tokens[number])} and {_token_text(theirs[number])}), but "
-            f"rows are merged by id: {REMEDY}"
+            "rows are matched by id",
+            REMEDY,
         )
         return
     for one, its, another, not_its in (
@@ -103,11 +107,16 @@ def _difference_warnings(
     ):
         more = sorted(its.keys() - not_its.keys())
         if more:
-            yield (
+            yield _warning(
                 f"'{one}' has {_tokens_text(len(more))} that '{another}' lacks "
                 f"({_token_text(its[more[0]])}, "
-                f"id {more[0]}), so their rows are merged with unused rows: {REMEDY}"
+                f"id {more[0]}), so their rows are matched with unused rows",
+                REMEDY,
             )
+
+
+def _warning(cause: str, remedy: str = "") -> Finding:
+    return Finding(cause, None, remedy, "vocabulary", Severity.WARNING)
 
 
 def _tokens_text(count: int) -> str:

@@ -54,3 +54,17 @@ def test_a_tensor_is_explained_as_in_the_whole_plan(family: str, tmp_path: Path)
     for name, expected in list(whole.items())[::5]:
         alone = mergeloom.explain(config, name, search=tmp_path)
         assert alone.tensors == (expected,) == mergeloom.explain(planned, name).tensors
+
+
+@pytest.mark.parametrize(
+    ("asked", "remedy"),
+    [
+        ("q_proj.weigth", "did you mean 'q_proj.weight'?"),
+        ("model.layer.0.mlp.up_proj.weight", "did you mean 'model.layers.0.mlp.up_proj.weight'?"),
+        ("nosuch.weight", "there are 39 tensors, such as "),
+    ],
+)
+def test_a_name_that_no_tensor_has_gets_a_whole_one(config: Path, asked: str, remedy: str) -> None:
+    with pytest.raises(mergeloom.LoomError) as caught:
+        mergeloom.explain(config, asked)
+    assert caught.value.remedy.startswith(remedy)

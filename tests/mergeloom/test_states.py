@@ -79,6 +79,12 @@ STATES: dict[str, tuple[Callable[[Path, Path], None], str, str, str]] = {
         "repair",
         "'model.safetensors' has 99 bytes",
     ),
+    "a link to nothing": (
+        lambda config, out: out.symlink_to("nowhere"),
+        "absent",
+        "refuse",
+        "it is a link to 'nowhere', which does not exist",
+    ),
     "damaged": (
         lambda config, out: (
             (
@@ -144,6 +150,31 @@ def test_digests_are_checked_on_request(config: Path, tmp_path: Path) -> None:
         in found.stderr
     )
     assert (out / "model.safetensors").read_bytes() == whole
+
+
+def test_changed_side_files_are_written_again_on_request(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merged(config, out)
+    whole = (out / "config.json").read_bytes()
+    (out / "config.json").write_bytes(whole + b"\n")
+    assert not mergeloom.verify(out).sound
+    assert mergeloom.merge(config, out).outcome.was_finished, "people edit these files"
+    assert mergeloom.merge(config, out, verify=True).outcome.resumed == 39
+    assert (out / "config.json").read_bytes() == whole
+    assert mergeloom.verify(out).sound
+
+
+def test_an_input_that_was_touched_is_not_named_as_a_difference(
+    config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    merged(config, out)
+    os.utime(tmp_path / "a" / "model.safetensors", (1, 1))
+    config.write_text(LINEAR.replace("3", "4"))
+    with pytest.raises(OutputError) as caught:
+        mergeloom.merge(config, out)
+    assert "weight (was 3, is 4)" in caught.value.cause
+    assert "model.safetensors" not in caught.value.cause
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

@@ -14,7 +14,7 @@ from mergeloom.planners.models.gguf.families import (
     Family,
 )
 
-INSTALL = "install it: pip install mergeloom[gguf]"
+INSTALL = "install it: pip install 'mergeloom[gguf]'"
 
 
 def gguf_package(why: str) -> Any:

@@ -178,7 +178,7 @@ def test_a_damaged_header_is_written_again(tmp_path: Path) -> None:
             super().rename(source, target)
 
     with pytest.raises(
-        RunError, match=r"out\.bin': Input/output error; fix this and the same command"
+        RunError, match=r"out\.bin': Input/output error: fix this, and the same command"
     ):
         jobs.run(job(graph), out, jobs.Options(files=Stopping()))
     content = (out / "out.bin.partial").read_bytes()
@@ -194,8 +194,10 @@ def test_a_damaged_header_is_written_again(tmp_path: Path) -> None:
 def test_damaged_manifests_are_named(tmp_path: Path, content: bytes) -> None:
     manifest_path(tmp_path).parent.mkdir()
     manifest_path(tmp_path).write_bytes(content)
-    with pytest.raises(OutputError, match=r"manifest\.json"):
+    with pytest.raises(OutputError, match=r"manifest\.json") as caught:
         read_manifest(tmp_path)
+    assert caught.value.remedy.endswith("start over with --restart")
+    assert "--restart" not in caught.value.cause
 
 
 def test_a_disk_that_is_too_small_is_named_before_the_start(tmp_path: Path) -> None:

@@ -52,13 +52,13 @@ def test_ids_of_different_tokens_are_warned_about(models: Path) -> None:
     tokenizer(models / "b", ["y", "x", "z"])
     assert warnings(models) == (
         "2 ids mean different tokens in 'a' and 'b' (0 is 'x' and 'y'), but rows are "
-        f"merged by id: {REMEDY}",
+        f"matched by id: {REMEDY}",
     )
 
 
 def test_tokens_that_a_model_lacks_are_warned_about(models: Path) -> None:
     tokenizer(models / "b", ["x", "y", "z"], ["<|im_end|>"])
-    said = "that 'a' lacks ('<|im_end|>', id 3), so their rows are merged with unused rows"
+    said = "that 'a' lacks ('<|im_end|>', id 3), so their rows are matched with unused rows"
     assert warnings(models) == (f"'b' has 1 token {said}: {REMEDY}",)
 
 
@@ -87,3 +87,22 @@ def test_tokenizers_of_a_stack_are_compared_too(models: Path) -> None:
       - sources: [{model: b, layer_range: [2, 4]}]
     """
     assert len(warnings(models, text)) == 1
+
+
+def test_tokenizers_of_models_whose_rows_are_not_used_are_not_compared(models: Path) -> None:
+    tokenizer(models / "b", ["y", "x", "z"])
+    text = """
+    merge_method: passthrough
+    slices:
+      - sources: [{model: a, layer_range: [0, 1]}]
+      - sources: [{model: b, layer_range: [1, 2]}]
+      - sources: [{model: a, layer_range: [2, 4]}]
+    """
+    assert not warnings(models, text)
+
+
+def test_the_remedy_of_a_warning_is_apart_from_its_cause(models: Path) -> None:
+    tokenizer(models / "b", ["y", "x", "z"])
+    (found,) = plan_text(MERGE, models).findings
+    assert (found.remedy, found.code) == (REMEDY, "vocabulary")
+    assert REMEDY not in found.cause
