@@ -7,6 +7,7 @@
 """
 
 from importlib import import_module
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base.errors import (
@@ -98,7 +99,12 @@ def __getattr__(name: str) -> Any:
     module, attribute = _ELSEWHERE.get(
         name, ("mergeloom.api" if name in _IN_API else "mergeloom.queries", name)
     )
-    return getattr(import_module(module), attribute)
+    found = getattr(import_module(module), attribute)
+    if not isinstance(found, FunctionType) or name == "register_method":
+        return found
+    from mergeloom.calls import public
+
+    return public(found)
 
 
 def __dir__() -> list[str]:

@@ -28,6 +28,7 @@ from mergeloom.planners.config.settings import Setting, parse_setting, setting_f
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import Plan, make_plan
 from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, PlanOptions
+from mergeloom.python_words import in_python
 from mergeloom.report.plan_records import Options
 from mergeloom.results import MergeResult, PlannedMerge
 from mergeloom.version import program
@@ -256,7 +257,8 @@ def issue_warnings(findings: Sequence[Finding], observer: Observer) -> None:
         if observer.warned is not None:
             observer.warned(finding)
         else:
-            python_warnings.warn(str(finding), LoomWarning, stacklevel=_callers_level())
+            told = str(in_python(finding))
+            python_warnings.warn(told, LoomWarning, stacklevel=_callers_level())
 
 
 def _callers_level() -> int:
@@ -276,7 +278,8 @@ OUTPUT_OPTIONS = frozenset(
 )  # fmt: skip
 """Arguments of `plan` that planners take; the others affect only how the output is computed."""
 
-_PLAN_OPTIONS = OUTPUT_OPTIONS | {"ram", "threads", "device", "vram", "output"}
+PLAN_OPTIONS = OUTPUT_OPTIONS | {"ram", "threads", "device", "vram", "output"}
+"""All arguments of `plan` with names."""
 
 
 def check_plan_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -286,8 +289,8 @@ def check_plan_options(options: Mapping[str, Any]) -> Mapping[str, Any]:
         LoomError: `plan` does not take one of them.
     """
     for name in options:
-        if name not in _PLAN_OPTIONS:
-            raise LoomError(f"there is no option {name!r}", remedy=suggest(name, _PLAN_OPTIONS))
+        if name not in PLAN_OPTIONS:
+            raise LoomError(f"there is no option {name!r}", remedy=suggest(name, PLAN_OPTIONS))
     return options
 
 

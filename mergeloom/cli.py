@@ -15,6 +15,7 @@ from mergeloom import streams
 from mergeloom.command_line import Argument, Commands, Interrupted, NoSuchCommand, command_of
 from mergeloom.engine.base.errors import MEMORY_SHORT, LoomError, RunError, is_memory_short
 from mergeloom.engine.base.suggest import nearest
+from mergeloom.packages import missing_package
 from mergeloom.printer import AnswerLost, print_to_stderr
 
 COMMANDS = (
@@ -133,6 +134,8 @@ def run() -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, ImportError) and (missing := missing_package(error)) is not None:
+            return _report_error(missing)
         if is_memory_short(error):
             return _report_error(RunError(MEMORY_SHORT))
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -202,7 +202,7 @@ def diff_inputs(
     if (path / "adapter_config.json").exists():
         raise OutputError(
             f"'{path}' is an adapter: its factors do not say how far apart the changes are",
-            remedy="merge a model with each, and compare those: mergeloom diff A B BASE --values",
+            remedy="merge a model with each, and compare those: 'mergeloom diff A B BASE --values'",
         )
     if details is None:
         raise OutputError(
@@ -388,6 +388,9 @@ def init(
     """
     from mergeloom.initial import InitOptions, initial_configuration
 
+    models = arguments.paths_of(models, "models")
+    if not models:
+        raise LoomError("models is empty", remedy="name a model")
     names = [_reference_from(each, folder) for each in ([base] if base is not None else [])]
     names += [_reference_from(each, folder) for each in models]
     where: dict[str, Any] = {"model_dirs": model_dirs, "search": search, "observer": observer}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mergeloom import api, arguments
 from mergeloom.api import Config, Observer
 from mergeloom.arguments import Pathlike
+from mergeloom.calls import public
 from mergeloom.engine.base.errors import Finding, LoomError
 from mergeloom.report.meter import Progress
 from mergeloom.results import MergeResult, PlannedMerge
@@ -56,7 +57,7 @@ def start(
         planned,
         directory,
         observer,
-        lambda inner: api.merge(
+        lambda inner: public(api.merge)(
             planned, directory, io=io, restart=restart, verify=verify, check=check, observer=inner
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -106,6 +106,11 @@ class LoomError(Exception):
     def at(self: E, place: Place | None) -> E:
         """The same error, with ``place`` for findings that have none."""
         return self.of([replace(each, place=each.place or place) for each in self.findings])
+
+    def reword(self, word: Callable[[Finding], Finding]) -> None:
+        """Replace each finding by what ``word`` makes of it, and the message accordingly."""
+        self.findings = tuple(map(word, self.findings))
+        self.args = ("\n".join(map(str, self.findings)),)
 
     @property
     def _first(self) -> Finding:
