@@ -31,11 +31,11 @@ class RowOptions:
             metavar="omp|interpolation|landmarks|subword|mean|zero|random",
             help="How rows of tokens that MODEL lacks are computed.",
         ),
-    ] = ("omp",)
+    ] = "omp"
     k: Annotated[
         int,
         Option("-k", "--k", min=1, metavar="N", help="Number of tokens a row is computed from."),
-    ] = (64,)
+    ] = 64
     cosine: Annotated[
         bool,
         Option(
@@ -44,7 +44,7 @@ class RowOptions:
             "--cosine-similarity",
             help="interpolation: find the nearest by angle.",
         ),
-    ] = (False,)
+    ] = False
     weights: Annotated[
         str,
         Option(
@@ -54,7 +54,7 @@ class RowOptions:
             metavar="distance|barycentric|least_squares",
             help="interpolation: weights of the nearest.",
         ),
-    ] = ("distance",)
+    ] = "distance"
     subword: Annotated[
         str,
         Option(
@@ -64,7 +64,7 @@ class RowOptions:
             metavar="mean|sum|weighted|first_last",
             help="subword: weights of the pieces of a token.",
         ),
-    ] = ("mean",)
+    ] = "mean"
     prefix: Annotated[
         str,
         Option(
@@ -74,7 +74,7 @@ class RowOptions:
             metavar="no|embed|head|yes",
             help="Where a token gets the row of its longest prefix token.",
         ),
-    ] = ("no",)
+    ] = "no"
     exclude_undertrained: Annotated[
         bool,
         Option(
@@ -82,7 +82,7 @@ class RowOptions:
             "--magikarp",
             help="Ignore tokens that seem untrained.",
         ),
-    ] = (False,)
+    ] = False
 
     def settings(self, seed: int) -> dict[str, Any]:
         """The same as a configuration's ``transplant``, with what the method uses."""
