@@ -305,6 +305,11 @@ class Kernel:
             raise ValueError(f"it takes no side inputs, but has {len(side)}")
         return inputs[0]
 
+    def for_one_grain(self, ops: Any, count: int) -> Kernel:
+        """A kernel with the same results for tensors of one grain of ``count`` elements, computed
+        by ``ops`` on the CPU; it may need fewer passes."""
+        return self
+
     def needs_scan(self, statistics: Sequence[Any]) -> bool:
         """Whether `apply` must know the sum of `scan_value` over all earlier grains.
 

@@ -13,7 +13,7 @@ from typing import Any
 from mergeloom.engine.base.dtypes import F32, U8, DType
 from mergeloom.engine.graph.arithmetic import Ops
 from mergeloom.engine.graph.graph import Merge
-from mergeloom.engine.graph.kernel import Array, GrainView
+from mergeloom.engine.graph.kernel import Array, GrainView, Kernel
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.plan.work import Work
 from mergeloom.engine.run.evaluate import shape_of
@@ -36,6 +36,7 @@ class SmallMerges:
         self._inputs = [(load.dtype, ops.reads(load.dtype)) for load in work.leaves]
         self._outputs = [write.dtype for write in work.writes]
         self._direct = self._outputs.index(F32) if F32 in self._outputs else None
+        self._latest = root.kernel, root.kernel.for_one_grain(ops, count)
         self._memo_bytes = work.merge_shape.memo_bytes
 
     def compute(
@@ -50,7 +51,7 @@ class SmallMerges:
 
         Returns nonzero if any output element may not be finite; see `check_finite`.
         """
-        ops, count, kernel = self._ops, self._count, merge.kernel
+        ops, count, kernel = self._ops, self._count, self._for_one_grain(merge.kernel)
         top = ops.top()
         grain = self._view(block, inputs, memo)
         found: list[Any] = []
@@ -76,6 +77,12 @@ class SmallMerges:
             may_be_nonfinite = may_be_nonfinite + ops.store(result, place)
         ops.release(top)
         return may_be_nonfinite
+
+    def _for_one_grain(self, kernel: Kernel) -> Kernel:
+        """See `Kernel.for_one_grain`; consecutive merges usually have the same kernel."""
+        if kernel is not self._latest[0]:
+            self._latest = kernel, kernel.for_one_grain(self._ops, self._count)
+        return self._latest[1]
 
     def _view(self, block: Block, inputs: Sequence[int], memo: int | None) -> GrainView:
         ops, count, shape = self._ops, self._count, self._shape

@@ -10,7 +10,7 @@ from mergeloom.engine.base.grains import Grains
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
 from mergeloom.methods.kernels.sparsifier import Sparsifier, l1_factor
-from mergeloom.methods.ops.interface import KEEP_ALL, Bound, KeepRule, Vector
+from mergeloom.methods.ops.interface import KEEP_ALL, Bound, KeepRule, Ops, RankRange, Vector
 from mergeloom.methods.ops.vectors import VectorExpr
 from mergeloom.methods.statistics.selection import (
     CoarseHistogram,
@@ -168,6 +168,17 @@ class TopMagnitude(Sparsifier):
         fine = FineHistogram(source, self.rescale, max(map(len, ranks)))
         return (CoarseHistogram(source, ranks), fine)
 
+    def for_one_grain(self, ops: Ops, count: int) -> Sparsifier:
+        if self._keeps_all or self.rescale or not ops.ranks(count):
+            return self
+        skipped = self.skip or (0,) * len(self.keep)
+        return KeepRanks(
+            tuple(
+                KEEP_ALL if keep is None else KeepRule(ranks=RankRange(skip + keep, skip))
+                for keep, skip in zip(self.keep, skipped, strict=True)
+            )
+        )
+
     def _thresholds(self, statistics: Sequence[Any]) -> tuple[tuple[Threshold, ...], ...]:
         """Per vector: the threshold above which elements are kept, and that of skipped ones."""
         if self._keeps_all:
@@ -226,6 +237,23 @@ class TopMagnitude(Sparsifier):
             for threshold, count in zip(thresholds, counts, strict=False)
         ]
         return KeepRule(above=bounds[0], upto=bounds[1] if bounds[1:] else None)
+
+
+@dataclass(frozen=True)
+class KeepRanks(Sparsifier):
+    """Keep the ranks of ``rules``, one for each vector, on tensors of one grain."""
+
+    rules: tuple[KeepRule, ...]
+
+    def rule(
+        self,
+        number: int,
+        vector: Vector,
+        grain: GrainView,
+        statistics: Sequence[Any],
+        prefix: tuple[int, ...],
+    ) -> KeepRule:
+        return self.rules[number]
 
 
 def _kept_tie_sum(found: RankedMagnitude) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 from mergeloom.engine.base.grains import Access, Grains
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.kernel import GrainView, Statistic, Use
-from mergeloom.methods.ops.interface import KEEP_ALL, KeepRule, Vector
+from mergeloom.methods.ops.interface import KEEP_ALL, KeepRule, Ops, Vector
 from mergeloom.methods.ops.vectors import VectorExpr
 
 _NEGLIGIBLE = 1e-7
@@ -47,6 +47,10 @@ class Sparsifier(ABC):
     def passes(self, source: VectorExpr) -> tuple[Statistic[Any, Any], ...]:
         """The statistics needed, one pass each."""
         return ()
+
+    def for_one_grain(self, ops: Ops, count: int) -> Sparsifier:
+        """See `Kernel.for_one_grain`."""
+        return self
 
     def needs_scan(self, statistics: Sequence[Any]) -> bool:
         """See `Kernel.needs_scan`."""

@@ -7,6 +7,7 @@ are kept (`methods.kernels.sparsifier`) and in whether a sign is elected for eac
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -38,7 +39,7 @@ class TaskVectors(Kernel):
     scale: float
     version = 3
 
-    @property
+    @cached_property
     def source(self) -> Differences:
         return Differences(self.base, self.positions)
 
@@ -56,6 +57,10 @@ class TaskVectors(Kernel):
     @cached_property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return self.sparsifier.passes(self.source)
+
+    def for_one_grain(self, ops: Any, count: int) -> Kernel:
+        sparsifier = self.sparsifier.for_one_grain(ops, count)
+        return self if sparsifier is self.sparsifier else replace(self, sparsifier=sparsifier)
 
     @property
     def uses(self) -> tuple[Use, ...]:

@@ -41,6 +41,7 @@ FUNCTIONS = frozenset(
         *(
             "end_of_equal",
             "find_ranks",
+            "bound_ranks",
             "leading_of_matrix",
             "leading_of_product",
             "look_up",
@@ -58,7 +59,7 @@ FUNCTIONS = frozenset(
 """Names of all functions of the machine code."""
 
 _COMPONENTS = {
-    "count_high": ("count_high", "find_ranks"),
+    "count_high": ("count_high", "find_ranks", "bound_ranks"),
     "mix_rows": ("mix_scan",),
     "neighbours": ("neighbours_scan",),
     "products_of_rows": ("gather_scan", "products_of_rows"),

@@ -42,6 +42,7 @@ from mergeloom.methods.ops.interface import (
     pairs,
 )
 from mergeloom.methods.ops.loops.sizes import (
+    MAX_RANKED,
     ElementType,
     marks_bytes,
     product_bytes,
@@ -166,6 +167,9 @@ class CompiledOps(CompiledTables, CompiledFactors):
         address = ctypes.addressof(counts)
         self._call("count_changed", self._vectors(vectors), len(vectors), size, epsilon, address)
         return Sums(counts)
+
+    def ranks(self, count: int) -> bool:
+        return count <= MAX_RANKED
 
     def find_ranks(
         self, vector: Vector, ranks: Sequence[int], low: int
@@ -294,6 +298,8 @@ class CompiledOps(CompiledTables, CompiledFactors):
         by_count: bool = False,
     ) -> None:
         described = self._vectors(vectors, kept)
+        if kept is not None and any(rule.ranks is not None for rule in kept):
+            self._bound_ranks(described, kept, out.count)
         for number in range(len(vectors)):
             record = described[number]
             record.coefficient = coefficients[number]
@@ -304,6 +310,17 @@ class CompiledOps(CompiledTables, CompiledFactors):
             *(0 if votes is None else 1 + by_count, shares is not None, CANCELLED),
             *((0, 0) if base is None else address_and_size(base)),
             *(scale, out.address, out.count),
+        )
+
+    def _bound_ranks(self, described: Any, kept: Sequence[KeepRule], size: int) -> None:
+        """Write the bounds that ``ranks`` of keep rules mean into the records of their vectors."""
+        numbers = (ctypes.c_int64 * (2 * len(kept)))()
+        for number, rule in enumerate(kept):
+            if rule.ranks is not None:
+                numbers[2 * number], numbers[2 * number + 1] = rule.ranks.last, rule.ranks.skipped
+        self._call(
+            *("bound_ranks", described, len(kept), ctypes.addressof(numbers), size),
+            work=ranking_bytes(size),
         )
 
     def step(self, vector: Vector, limit: float, base: Elements, out: Elements) -> None:

@@ -57,6 +57,19 @@ class Bound:
 
 
 @record(frozen=True, slots=True)
+class RankRange:
+    """The magnitudes of a grain up to rank ``last``, without the ``skipped`` largest.
+
+    Rank 1 is the largest magnitude; NaN ranks above infinity, and of equal magnitudes the first
+    in index order is the largest. Where the magnitude of rank ``last`` or ``skipped`` is NaN, all
+    elements of lower rank are in the range too.
+    """
+
+    last: int
+    skipped: int = 0
+
+
+@record(frozen=True, slots=True)
 class RandomBound:
     """A random choice: the elements whose random number (`methods.ops.draws`) is below ``bound``.
 
@@ -72,14 +85,16 @@ class RandomBound:
 class KeepRule:
     """Which elements of a vector on a grain are kept: those that meet every given condition.
 
-    ``above``: larger in magnitude, or NaN. ``upto``: not larger, and not NaN. ``draw``: chosen at
-    random. ``marks``: marked (`Ops.new_marks`).
+    ``above``: larger in magnitude, or NaN. ``upto``: not larger, and not NaN. ``ranks``: in a range
+    of ranks, only for `Ops.combine` on a grain for which `Ops.ranks` is true, and without the
+    first two. ``draw``: chosen at random. ``marks``: marked (`Ops.new_marks`).
     """
 
     above: Bound | None = None
     upto: Bound | None = None
     draw: RandomBound | None = None
     marks: Array | None = None
+    ranks: RankRange | None = None
 
 
 KEEP_ALL = KeepRule()
@@ -186,6 +201,9 @@ class Ops(Protocol):
     def count_changed(self, vectors: Sequence[Vector], epsilon: float) -> Any:
         """For each vector, the number of magnitudes that exceed ``epsilon``, and of those that do
         so in no other vector; as one value like `sums`. NaN exceeds ``epsilon``."""
+
+    def ranks(self, count: int) -> bool:
+        """Whether keep rules may have ``ranks`` on a grain of ``count`` elements."""
 
     def find_ranks(
         self, vector: Vector, ranks: Sequence[int], low: int

@@ -91,6 +91,9 @@ class TorchOps(TorchFactors, TorchTables, TorchArrays):
         counts = [(marks.sum(), (marks & alone).sum()) for marks in changed]
         return self.sums([count for both in counts for count in both])
 
+    def ranks(self, count: int) -> bool:
+        return False
+
     def find_ranks(self, vector: Vector, ranks: Sequence[int], low: int) -> None:
         return None
 

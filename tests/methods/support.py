@@ -37,9 +37,12 @@ class Walk:
     memo: bool = False
     forgetful: bool = False
     """Whether memos are lost between the passes."""
+    special: bool = False
+    """Whether a tensor of one grain has its special kernel, if there is one."""
 
 
 WALKS = (Walk(64), Walk(64, 3, seed=1), Walk(64, 7, seed=2, memo=True))
+ONE_GRAIN = (Walk(), Walk(special=True))
 ON_DEVICE = Walk(64, 3, seed=3, on_device=True)
 
 
@@ -177,6 +180,8 @@ def run(
     grains = cut(shape, kernel.access, walk.grain)
     torchs = torchs or walk.on_device or not kernel.uses
     ops: Any = TorchOps(torch.empty(0), walk.on_device) if torchs else sized_ops(kernel, grains)
+    if walk.special and grains.count == 1:
+        kernel = kernel.for_one_grain(ops, grains.total)
     raw = () if torchs else (torch.float32, torch.bfloat16)
     flat = [
         tensor.reshape(-1).contiguous() if tensor.dtype in raw else tensor.reshape(-1).float()
@@ -212,7 +217,8 @@ def run(
         parts = [array(tensor[start : start + count], part) for tensor in flat]
         take = Scratch(fresh, user.scratch).take
         memo = None if memos is None else elements_of(memos[index])
-        return GrainView(parts, index, start, part, take, ops, walk.on_device, memo)
+        state = walk.on_device, memo, (), shape
+        return GrainView(parts, index, start, part, take, ops, *state)
 
     with torch.inference_mode():
         statistics = gathered(kernel, walk, view, order, chance)
@@ -246,7 +252,8 @@ def check_walks(kernel: Kernel, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """
     results = [run(kernel, inputs, walk) for walk in WALKS]
     torchs = [run(kernel, inputs, walk, torchs=True) for walk in (*WALKS[:2], ON_DEVICE)]
-    for first, *others in (results, torchs):
+    whole = [run(kernel, inputs, walk) for walk in ONE_GRAIN]
+    for first, *others in (results, torchs, whole):
         for other in others:
             assert torch.equal(first.view(torch.int32), other.view(torch.int32))
     return results[0]

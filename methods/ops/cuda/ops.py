@@ -220,6 +220,9 @@ class CudaOps(CompiledOps):
         self._call("count_changed", described, count, size, epsilon, place, self._workspace.address)
         return sums_at(place, 2 * count, owner)
 
+    def ranks(self, count: int) -> bool:
+        return False
+
     def find_ranks(self, vector: Vector, ranks: Sequence[int], low: int) -> None:
         return None  # its elements are not in main memory
 

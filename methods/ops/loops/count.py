@@ -21,6 +21,9 @@ from mergeloom.methods.ops.loops.blocks import (
 )
 from mergeloom.methods.ops.loops.sizes import BLOCK
 
+INFINITY = 0x7F800000
+"""The bits of infinity; larger numbers are those of NaN."""
+
 
 @Loop
 def count_high(vectors: Address, size: int, low: int, counts: Address, work: Address) -> int:
@@ -113,9 +116,64 @@ def find_ranks(
     ``ranks`` is int64. For each rank, ``found`` (int64) receives the five numbers. Returns the
     number of nonzero magnitudes, or -1, without writing anything, if the vector contains NaN.
     """
-    vector, wanted = vectors_at(vectors, 1)[0], int64s(ranks, count_of_ranks)
-    block, bits, room = floats(work, size), int32s(work, size), work + 4 * size
-    other = floats(room, BLOCK)
+    wanted, bits, room = int64s(ranks, count_of_ranks), int32s(work, size), work + 4 * size
+    largest = _magnitudes(vectors_at(vectors, 1)[0], work, size)
+    if largest > INFINITY:
+        return -1
+    for number in range(count_of_ranks):
+        own = int64s(found + 40 * number, 5)
+        value, above, equal = _of_rank(bits, largest, wanted[number], room)
+        own[0], own[1], own[2] = value, above, equal
+        own[3] = _count_at_least(bits, np.int32(((value >> low) + 1) << low))
+        own[4] = _prefix_length(bits, np.int32(value), wanted[number] - above)
+    nonzero: int = _count_at_least(bits, np.int32(1))
+    return nonzero
+
+
+@Loop
+def bound_ranks(
+    vectors: Address, count_of_vectors: int, ranks: Address, size: int, work: Address
+) -> None:
+    """Write the bounds of `methods.ops.interface.RankRange` into the records of vectors.
+
+    ``ranks`` (int64) has the last rank of each vector and the number of skipped ones; 0 means that
+    there is no such bound.
+    """
+    given, wanted = vectors_at(vectors, count_of_vectors), int64s(ranks, 2 * count_of_vectors)
+    bits, room = int32s(work, size), work + 4 * size
+    for number in range(count_of_vectors):
+        last, skipped = wanted[2 * number], wanted[2 * number + 1]
+        if last or skipped:
+            largest = _magnitudes(given[number], work, size)
+        if last:
+            bound = _bound(bits, largest, last, room)
+            given[number].above, given[number].above_end = True, bound[0]
+            given[number].above_until_end, given[number].above_from_end = bound[1], bound[2]
+        if skipped:
+            bound = _bound(bits, largest, skipped, room)
+            given[number].upto, given[number].upto_end = True, bound[0]
+            given[number].upto_until_end, given[number].upto_from_end = bound[1], bound[2]
+
+
+@compiled
+def _bound(bits: Array, largest: Any, rank: int, room: Address) -> Any:
+    """The bound between the magnitudes up to ``rank`` and the others: its end, until and from
+    there (`methods.ops.interface.Bound`); ``bits`` are those of all magnitudes."""
+    value, above, _ = _of_rank(bits, largest, rank, room)
+    numbers = int32s(room, 2)
+    # One step below the value keeps elements equal to it; NaN as a bound keeps all.
+    numbers[0], numbers[1] = value - (0 < value <= INFINITY), value
+    until, beyond = floats(room, 2)
+    end = np.int64(bits.size)
+    if 0 < value <= INFINITY:
+        end = _prefix_length(bits, np.int32(value), rank - above)
+    return end, until, beyond
+
+
+@compiled
+def _magnitudes(vector: Any, work: Address, size: int) -> Any:
+    """Write the bits (int32) of the magnitudes of a vector to ``work``; returns the largest."""
+    block, bits, other = floats(work, size), int32s(work, size), floats(work + 4 * size, BLOCK)
     for start in range(0, size, BLOCK):
         count = min(BLOCK, size - start)
         difference(vector, start, block[start : start + count], other[:count])
@@ -123,29 +181,30 @@ def find_ranks(
     for i in range(size):
         bits[i] &= np.int32(0x7FFFFFFF)
         largest = max(largest, bits[i])
-    if largest > 0x7F800000:
-        return -1
-    for number in range(count_of_ranks):
-        rank, pool, above = wanted[number], bits, 0
-        least, most, reaching, exceeding = np.int64(0), np.int64(largest), size, 0
-        while least < most:  # bisect for the largest value that ``rank`` magnitudes reach
-            middle = (least + most + 1) >> 1
-            count = np.int64(_count_at_least(pool, np.int32(middle)))
-            if above + count >= rank:
-                least, reaching = middle, count
-            else:
-                most, exceeding = middle - 1, count
-            if 4 * (reaching - exceeding) <= pool.size:  # continue among possible values
-                above += exceeding
-                pool = _select_between(pool, np.int32(least), np.int32(most), int32s(room, size))
-                reaching, exceeding = pool.size, 0
-        above += exceeding
-        own = int64s(found + 40 * number, 5)
-        own[0], own[1], own[2] = least, above, reaching - exceeding
-        own[3] = _count_at_least(bits, np.int32(((least >> low) + 1) << low))
-        own[4] = _prefix_length(bits, np.int32(least), rank - above)
-    nonzero: int = _count_at_least(bits, np.int32(1))
-    return nonzero
+    return largest
+
+
+@compiled
+def _of_rank(bits: Array, largest: Any, rank: int, room: Address) -> Any:
+    """The magnitude of a rank, the number of larger ones, and of equal ones.
+
+    ``bits`` are those of all magnitudes, ``largest`` of the largest. ``room`` is working memory for
+    as many.
+    """
+    pool, above = bits, np.int64(0)
+    least, most, reaching, exceeding = np.int64(0), np.int64(largest), bits.size, np.int64(0)
+    while least < most:  # bisect for the largest value that ``rank`` magnitudes reach
+        middle = (least + most + 1) >> 1
+        count = np.int64(_count_at_least(pool, np.int32(middle)))
+        if above + count >= rank:
+            least, reaching = middle, count
+        else:
+            most, exceeding = middle - 1, count
+        if 4 * (reaching - exceeding) <= pool.size:  # continue among possible values
+            above += exceeding
+            pool = _select_between(pool, np.int32(least), np.int32(most), int32s(room, bits.size))
+            reaching, exceeding = pool.size, np.int64(0)
+    return least, above + exceeding, reaching - exceeding
 
 
 @compiled

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergeloom.methods.declare import ParameterError
+from mergeloom.methods.kernels.keep_by_magnitude import TopMagnitude
+from mergeloom.methods.kernels.task_vectors import TaskVectors
 from scripts.conformance import oracle
 from tests.methods.drawing import (
     Family,
@@ -21,7 +23,7 @@ from tests.methods.drawing import (
     some,
     weights,
 )
-from tests.methods.support import assert_close, check_walks, kernel_of, run
+from tests.methods.support import Walk, assert_close, check_walks, compiled_ops, kernel_of, run
 
 SHAPE = (40, 11)
 SPARSE = (
@@ -313,3 +315,40 @@ def test_a_nan_or_infinity_spreads_to_no_other_element(method: str, broken: floa
 def test_a_tensor_that_the_base_lacks_is_refused(method: str) -> None:
     with pytest.raises(ParameterError, match="base model lacks"):
         kernel_of(method, SHAPE, [{"weight": 1.0}, {"weight": 1.0}])
+
+
+@given(
+    st.integers(1, 3000), st.lists(shares, min_size=2, max_size=4), st.integers(0, 99), kinds,
+    st.sampled_from((None, float("nan"), float("inf"), 0.0)), shares,
+)  # fmt: skip
+@settings(max_examples=30)
+def test_small_tensors_keep_the_elements_of_the_same_ranks(
+    elements: int, dense: list[float], seed: int, kind: str, broken: float | None, gamma: float
+) -> None:
+    """Ranks decided in machine code, against sorting; NaN ranks first, then infinity."""
+    models = family((elements,), len(dense), seed, torch.float32, kind)
+    if broken is not None:
+        for place, other in enumerate(models.others):
+            other[place % elements :: place + 2] = broken
+    counts = [max(int(share * elements), 1) for share in dense]
+    skips = tuple(min(int(gamma * elements), elements - count) for count in counts)
+    sparsifier = TopMagnitude(tuple(counts), skip=skips)
+    kernel = TaskVectors(
+        *(0, tuple(range(1, len(dense) + 1)), (1.0,) * len(dense), sparsifier),
+        *(False, False, 1.0),
+    )
+    expected = torch.zeros(elements, dtype=torch.float64)
+    for other, count, skip in zip(models.others, counts, skips, strict=True):
+        tau = other - models.base
+        bits = tau.view(torch.int32) & 0x7FFFFFFF
+        order = torch.argsort(bits, descending=True, stable=True)[skip : skip + count]
+        kept = torch.zeros_like(tau)
+        kept[order] = tau[order]
+        expected += kept
+    special = kernel.for_one_grain(compiled_ops(), elements)
+    assert not special.passes
+    result = run(kernel, models.all, Walk(special=True))
+    assert torch.equal(result.view(torch.int32), run(kernel, models.all).view(torch.int32))
+    if broken is None:
+        scale = sum(other.double().abs() for other in models.all)
+        assert_close(result, models.base.double() + expected, scale + len(dense) * scale)
