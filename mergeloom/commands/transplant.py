@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from mergeloom.command_line import Argument, Option
 from mergeloom.commands.merge import run_merge
-from mergeloom.engine.base.errors import ConfigError
+from mergeloom.engine.base.errors import Finding, LoomError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.options import (
     AsJson,
@@ -154,11 +154,18 @@ def transplant(
             max_shard_size=max_shard_size,
             observer=printer.planning(),
         )
-    except ConfigError as error:  # the user has not seen this configuration
-        raise ConfigError.of([replace(each, place=None) for each in error.findings]) from error
+    except LoomError as error:
+        error.reword(_without_place)
+        raise
+    planned = replace(planned, findings=tuple(map(_without_place, planned.findings)))
     if dry_run:
         from mergeloom.report.terminal.plan import render_plan
 
         printer.answer(planned.report, lambda: render_plan(planned.report))
         return
     run_merge(planned, output, printer, restart=restart)
+
+
+def _without_place(finding: Finding) -> Finding:
+    """A finding without its place in the configuration, which the user has not seen."""
+    return replace(finding, place=None)

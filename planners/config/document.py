@@ -24,6 +24,7 @@ from mergeloom.planners.config.keys import (
     CONFIGURATION,
     MODEL,
     MODULE,
+    OTHER_PROGRAMS,
     SLICE,
     SOURCE,
     Fields,
@@ -53,13 +54,6 @@ _DTYPES = {
 }
 _DTYPES |= {dtype.name: dtype for dtype in (BF16, F16, F32, F64)}
 
-_OTHER_PROGRAMS = {
-    "experts": "a mixture of experts",
-    "gate_mode": "a mixture of experts",
-    "genome": "an evolutionary search",
-    "layer_slices": "bakllama, an older stacker of layers",
-}
-"""Keys that identify configurations of other programs, and their purpose."""
 _METHOD_REMEDY = "add it, as 'merge_method: linear'; 'mergeloom methods' lists them"
 _MODEL_KEYS = frozenset({"models", "slices", "modules"})
 
@@ -78,11 +72,11 @@ class _Reader:
     def document(self, value: Value) -> MergeDocument | None:
         keys = value.mapping("a configuration")
         other = next(
-            (key for key in _OTHER_PROGRAMS if key in keys and not keys.keys() & _MODEL_KEYS), None
+            (key for key in OTHER_PROGRAMS if key in keys and not keys.keys() & _MODEL_KEYS), None
         )
         if other is not None:
             raise keys[other].error(
-                f"'{other}' belongs to a configuration for {_OTHER_PROGRAMS[other]}, "
+                f"'{other}' belongs to a configuration for {OTHER_PROGRAMS[other]}, "
                 "which mergeloom does not make",
                 "'mergeloom merge' needs 'merge_method' with 'models', 'slices' or 'modules'",
                 "other-kind",

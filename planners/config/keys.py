@@ -118,6 +118,13 @@ _COMMAND_LINE_OPTIONS = {
     "ram": "--ram SIZE",
     "vram": "--vram SIZE",
 }
+OTHER_PROGRAMS = {
+    "experts": "a mixture of experts",
+    "gate_mode": "a mixture of experts",
+    "genome": "an evolutionary search",
+    "layer_slices": "bakllama, an older stacker of layers",
+}
+"""Keys that identify configurations of other programs, and their purpose."""
 _WITHOUT_EFFECT = {
     "override_architecture": "the architecture is inferred from the tensors",
     "residual_weight": "no program uses it",
@@ -195,6 +202,10 @@ class Fields:
             cause = f"{shown} has no effect: {_WITHOUT_EFFECT[key]}"
             self._findings.warn(item.place, cause, "remove it", UNKNOWN_KEY)
             return
+        if key in OTHER_PROGRAMS and self._level is CONFIGURATION:
+            cause = f"{shown} belongs to a configuration for {OTHER_PROGRAMS[key]}{IGNORED}"
+            self._findings.warn(item.place, cause, "remove it", UNKNOWN_KEY)
+            return
         misplaced = self._right_place(key, item)
         if misplaced:
             self._findings.warn(item.place, f"{shown} has no effect here", misplaced, MISPLACED)
@@ -230,7 +241,7 @@ class Fields:
             if key in {p.name for p in self._method.model_parameters}:
                 return "write it under 'parameters'"
         if key in _COMMAND_LINE_OPTIONS:
-            return f"set it on the command line: {_COMMAND_LINE_OPTIONS[key]}"
+            return f"give it as {_COMMAND_LINE_OPTIONS[key]}"
         return where_it_belongs(key, level)
 
 

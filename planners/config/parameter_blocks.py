@@ -95,7 +95,7 @@ def _report_unknown(name: str, item: Value, method: Method, findings: Findings) 
         findings.warn(item.place, f"{shown} has no effect here", where_it_belongs(name), MISPLACED)
         return
     if command_line_option(name):
-        remedy = f"set it on the command line: {command_line_option(name)}"
+        remedy = f"give it as {command_line_option(name)}"
         findings.warn(item.place, f"{shown} has no effect here", remedy, MISPLACED)
         return
     findings.warn(

@@ -398,3 +398,32 @@ def test_merge_accepts_flags_of_mergekit_and_reports_their_effect(
     assert "4 layers" in out
     help_text, _ = said(capsys, "help", "merge")
     assert "--lazy-unpickle" not in help_text
+
+
+# --- transplant -------------------------------------------------------------------------------
+
+
+def test_transplant_gives_a_model_the_tokenizer_of_another(tmp_path: Path) -> None:
+    llamas(tmp_path, "ab", vocabulary=4)
+    for name, words in (("a", ["x", "y", "z"]), ("b", ["x", "y", "z", "new"])):
+        document = {"model": {"type": "BPE", "vocab": {each: n for n, each in enumerate(words)}}}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(document))
+    out = tmp_path / "out"
+    app(
+        ["transplant", str(tmp_path / "a"), str(tmp_path / "b"), str(out), "-q"],
+        "mergeloom",
+        standalone_mode=False,
+    )
+    assert json.loads((out / "tokenizer.json").read_text())["model"]["vocab"]["new"] == 3
+    assert mergeloom.verify(out).sound
+
+
+def test_messages_of_transplant_name_no_place_in_a_configuration(tmp_path: Path) -> None:
+    llamas(tmp_path, "a")
+    with pytest.raises(LoomError, match="is neither a directory nor a hub id") as caught:
+        app(
+            ["transplant", "../none", str(tmp_path / "a"), str(tmp_path / "out")],
+            "mergeloom",
+            standalone_mode=False,
+        )
+    assert caught.value.place is None

@@ -284,6 +284,11 @@ WARNED = {
         "merge_method: ties\nmodels: [{model: a, weight: 1}]",
         "models[0].weight: 'weight' has no effect here: write it under 'parameters'",
     ),
+    "a key of another program": (
+        "merge_method: linear\nmodels: [a]\ngate_mode: hidden",
+        "config.yml:3: gate_mode: 'gate_mode' belongs to a configuration for a mixture of experts, "
+        "it is ignored: remove it",
+    ),
     "padding at the top": (
         "merge_method: ties\nmodels: [a]\npad_to_multiple_of: 64",
         "'pad_to_multiple_of' has no effect here: write it under 'tokenizer'",
@@ -302,8 +307,7 @@ WARNED = {
     ),
     "seed": (
         "merge_method: linear\nmodels: [a]\nparameters: {random_seed: 4}",
-        "parameters.random_seed: 'random_seed' has no effect here: set it on the command line: "
-        "--seed N",
+        "parameters.random_seed: 'random_seed' has no effect here: give it as --seed N",
     ),
     "needless": (
         "merge_method: linear\nmodels: [a]\noverride_architecture: X",
