@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -264,20 +265,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = replace(settings, shape="small", repeat=1, large="small", layers=2, moe_layers=2)
     if (busy := os.getloadavg()[0]) > 0.5:
         print(f"figures: the machine is not quiet, its load is {busy:.1f}", file=sys.stderr)
+    before = signal.signal(signal.SIGTERM, large.interrupt)
+    try:
+        return measure(settings, [name for name in PARTS if name in parts], options.pages)
+    except KeyboardInterrupt:
+        print("figures: interrupted; the parts that ended are kept", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def measure(settings: Settings, parts: Sequence[str], pages: Path) -> int:
+    """Measure the parts and write the pages after each; the result is the exit status."""
     document, failed = begin(settings), False
     run([sys.executable, "-m", "mergeloom", "prepare"], variables=compare.VARIABLES)
-    for name in (name for name in PARTS if name in parts):
+    for name in parts:
         began = time.monotonic()
+        document["parts"].pop(name, None)
         try:
             document["parts"][name] = PARTS[name](settings)
         except (OSError, ValueError, KeyError) as error:
             failed = True
             print(f"figures: {name}: {error}", file=sys.stderr)
-            continue
         document["seconds"][name] = round(time.monotonic() - began, 1)
         print(f"figures: {name}: {document['seconds'][name]:.0f} s", flush=True)
-        write(document, work, options.pages)
-    print((options.pages / "docs" / "performance.md").read_text())
+        write(document, settings.work, pages)
+    print(page(document))
     return 1 if failed else 0
 
 

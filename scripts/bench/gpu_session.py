@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -24,7 +25,7 @@ from scripts.bench.gpu_runs import (
 )
 from scripts.bench.gpu_table import page
 
-CORES = 4
+CORES = min(4, os.cpu_count() or 1)
 """Where few are used."""
 _MOST_DIFFERING = 0.02
 """Share of bfloat16 results whose last bit may differ: where float32 results differ in theirs."""

@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from mergeloom.report.units import parse_size
 
     options = _parser().parse_args(arguments)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         asked = runs(options.runs)
         check = guard(options.work, parse_size(options.reserve))
@@ -230,5 +230,6 @@ def _line(result: dict[str, Any]) -> str:
     )
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal as an interruption from the keyboard, so that volumes are removed."""
     raise KeyboardInterrupt
