@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
         "--repeat", type=int, default=2, metavar="N", help="runs of a merge, the fastest counts"
     )
     parser.add_argument(
-        "--layers", type=int, default=8, metavar="N", help="of 80 of the 70B shape [default: 8]"
+        "--layers", type=int, default=4, metavar="N", help="of 80 of the 70B shape [default: 4]"
     )
     parser.add_argument(
         "--pages",
