@@ -58,7 +58,8 @@ class Load:
     @property
     def stored_bytes(self) -> int:
         """Bytes that are read for it: all except holes."""
-        return self.bytes.stored(0, self.nbytes)
+        stored = self.bytes
+        return stored.length if isinstance(stored, Range) else stored.stored(0, stored.nbytes)
 
 
 @record(frozen=True, slots=True, eq=False)
@@ -289,6 +290,7 @@ class GraphBuilder:
             node = runs.get(stored.offset)
             if node is None:
                 node = runs[stored.offset] = Load(stored, dtype, shape, name)
+                return node
             own = node.bytes.nbytes, node.dtype.code, node.shape
             if own == (stored.length, dtype.code, shape):
                 return node
@@ -433,22 +435,24 @@ def _describe(
     of = numbers.__getitem__
     kernels: dict[int, str] = {}  # tensors share kernels
     for merge in merges:
-        gather, side = merge.gather, ""
-        if gather.side_loads:
-            side = "".join([f";{of(node)}" for node in gather.side])
-            side += "".join([f":{of(node)}" for node in gather.tables])
+        gather = merge.gather
         kernel = kernels.get(id(merge.kernel))
         if kernel is None:
             kernel = f"|{merge.kernel!r}|{merge.kernel.version}\n"
             kernels[id(merge.kernel)] = kernel
-        lines.append(f"M{','.join(map(of, gather.inputs))}{side}{kernel}")
+        inputs = ",".join(map(of, gather.inputs))
+        if gather.side or gather.tables:
+            side = "".join([f";{of(node)}" for node in gather.side])
+            inputs += side + "".join([f":{of(node)}" for node in gather.tables])
+        lines.append(f"M{inputs}{kernel}")
     return lines, numbers
 
 
 def _describe_loads(loads: Iterable[Load]) -> list[str]:
     """A descriptive line for each load."""
     identities: dict[int, str] = {}  # tensors share sources, dtypes and shapes
-    kinds: dict[tuple[int, Shape], str] = {}
+    kinds: dict[int, tuple[DType, str]] = {}
+    """Dtype and description by `id` of the shape, which tensors of one header share."""
 
     def identity(source: Source) -> str:
         found = identities.get(id(source))
@@ -458,9 +462,12 @@ def _describe_loads(loads: Iterable[Load]) -> list[str]:
 
     lines = []
     for load in loads:
-        stored, key = load.bytes, (id(load.dtype), load.shape)
-        kind = kinds.get(key)
-        if kind is None:
-            kind = kinds[key] = f"|{load.dtype.name}|{load.shape}\n"
-        lines.append(f"L{stored.describe(identity)}{kind}")
+        stored, dtype, shape = load.bytes, load.dtype, load.shape
+        kind = kinds.get(id(shape))
+        if kind is None or kind[0] is not dtype:
+            kind = kinds[id(shape)] = dtype, f"|{dtype.name}|{shape}\n"
+        if type(stored) is Range and (known := identities.get(id(stored.source))) is not None:
+            lines.append(f"L{known}|{stored.offset}{kind[1]}")  # as most are described
+        else:
+            lines.append(f"L{stored.describe(identity)}{kind[1]}")
     return lines

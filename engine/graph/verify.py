@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from itertools import chain
 from operator import itemgetter
 
 from mergeloom.engine.base.dtypes import DType
@@ -15,9 +14,9 @@ from mergeloom.engine.graph.graph import (
     Merge,
     OutputFile,
     Shape,
+    Spill,
     Write,
     copied_dtype,
-    spills_of,
 )
 from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.graph.pieces import Range
@@ -31,10 +30,9 @@ def verify(graph: Graph) -> None:
         writes have the same name; a load or merge is not used; an input is outside its
         source, or its bytes do not match its shape.
     """
-    _check_use(graph)
     sizes = _Sizes()
-    _check_loads(graph.loads, sizes)
-    integers = {load for load in graph.loads if not load.dtype.floating}
+    spills, integers = _check_loads(graph.loads, sizes)
+    _check_use(graph, spills)
     for merge in graph.merges:
         if integers or isinstance(merge.kernel, Copy):
             _check_merge(merge, integers)
@@ -63,37 +61,51 @@ class _Sizes(dict[tuple[int, Shape], int]):
         return found
 
 
-def _check_use(graph: Graph) -> None:
-    """Check that tasks are listed if they are used, and used if they are listed."""
+def _check_use(graph: Graph, spills: Collection[Spill]) -> None:
+    """Check that tasks are listed if they are used, and used if they are listed; loads read
+    ``spills``."""
     used: set[Load | Merge] = {write.merge for write in graph.writes}
     used.update(graph.measured)
-    used.update(chain.from_iterable([merge.gather.inputs for merge in graph.merges]))
-    beside = (merge.gather.side_loads for merge in graph.merges if merge.gather.side_loads)
-    used.update(chain.from_iterable(beside))
-    spills = {spill for load in graph.loads for spill in spills_of(load)}
+    for merge in graph.merges:
+        gather = merge.gather
+        used.update(gather.inputs)
+        if gather.side or gather.tables:
+            used.update(gather.side_loads)
     used.update(spill.merge for spill in spills)
     if used != {*graph.loads, *graph.merges}:
         raise GraphError("a task is not used by any write, or is not listed")
 
 
-def _check_loads(loads: Iterable[Load], sizes: _Sizes) -> None:
-    """Check that loads lie within their sources, and have the bytes of their dtypes and shapes."""
+def _check_loads(loads: Iterable[Load], sizes: _Sizes) -> tuple[set[Spill], set[Load]]:
+    """Check that loads lie within their sources, and have the bytes of their dtypes and shapes;
+    the spilled values that they read, and the loads of integers."""
     ends: dict[int, int] = {}
     """Sizes of sources, by `id`."""
+    kinds: dict[int, tuple[DType, int]] = {}
+    """Dtype and bytes by `id` of the shape, which tensors of one header share."""
+    spills: set[Spill] = set()
+    integers: set[Load] = set()
     for load in loads:
-        stored = load.bytes
+        stored, dtype, shape = load.bytes, load.dtype, load.shape
         for part in (stored,) if isinstance(stored, Range) else stored.ranges():
             source, start = part.source, part.offset
             end = ends.get(id(source))
             if end is None:
                 end = ends[id(source)] = source.size
+                if isinstance(source, Spill):
+                    spills.add(source)
             if start < 0 or start + part.length > end:
                 raise GraphError(f"{load.name!r} lies outside {source.name!r}")
-        nbytes = sizes.of(load.dtype, load.shape)
-        if stored.nbytes != nbytes:
-            raise GraphError(f"{load.name!r} has {stored.nbytes} bytes, not {nbytes}")
-        if load.dtype.block > 1 and load.shape and load.shape[-1] % load.dtype.block:
-            raise GraphError(f"rows of {load.name!r} are not whole blocks")
+        kind = kinds.get(id(shape))
+        if kind is None or kind[0] is not dtype:
+            if dtype.block > 1 and shape and shape[-1] % dtype.block:
+                raise GraphError(f"rows of {load.name!r} are not whole blocks")
+            kind = kinds[id(shape)] = dtype, sizes.of(dtype, shape)
+        if stored.nbytes != kind[1]:
+            raise GraphError(f"{load.name!r} has {stored.nbytes} bytes, not {kind[1]}")
+        if not dtype.floating:
+            integers.add(load)
+    return spills, integers
 
 
 def _check_merge(merge: Merge, integers: Collection[Load]) -> None:

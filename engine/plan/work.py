@@ -213,6 +213,8 @@ class _WorkKinds:
 
 
 def _slots(writes: Sequence[Write]) -> Hashable:
+    if len(writes) == 1:  # as for most merges
+        return writes[0].dtype.code, writes[0].part
     return tuple([(write.dtype.code, write.part) for write in writes])
 
 

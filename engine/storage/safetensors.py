@@ -19,6 +19,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from json.encoder import encode_basestring
 from typing import Any, NamedTuple, TypeVar
 
 from mergeloom.engine.base.dtypes import BY_CODE, DType
@@ -145,11 +146,11 @@ def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry]
     except _Malformed as error:
         raise CheckpointError(f"'{path}' is malformed: {error}") from error
     end = _PREFIX + len(content)
-    for name, entry in entries.items():
-        if entry.start != end:
-            how = "overlaps the tensor before it" if entry.start < end else "leaves a gap before it"
+    for name, (_, _, start, stop) in entries.items():
+        if start != end:
+            how = "overlaps the tensor before it" if start < end else "leaves a gap before it"
             raise CheckpointError(f"'{path}' is malformed: '{name}' {how}")
-        end = entry.stop
+        end = stop
     if end != size:
         how = "is truncated" if end > size else "has bytes after its last tensor"
         raise CheckpointError(
@@ -180,7 +181,7 @@ def build_header(
             described = text({"dtype": dtype.code, "shape": list(shape)}).removesuffix("}")
             kind = kinds[id(dtype), shape] = described, dtype.nbytes(math.prod(shape))
         start, stop = ends[-1], ends[-1] + kind[1]
-        members.append(f'{text(name)}:{kind[0]},"data_offsets":[{start},{stop}]}}')
+        members.append(f'{encode_basestring(name)}:{kind[0]},"data_offsets":[{start},{stop}]}}')
         ends.append(stop)
     content = f"{{{','.join(members)}}}".encode()
     start = -(-(_PREFIX + len(content) - remainder) // alignment) * alignment + remainder
@@ -248,7 +249,7 @@ class _Scanner:
                 raise ValueError(f"it has more than {MAX_TENSORS} tensors")
         if self._content[position:].strip(b" \t\n\r"):
             raise ValueError(f"unexpected content after its end, at byte {position}")
-        starts = [entry.start for entry in self._entries.values()]
+        starts = [start for _, _, start, _ in self._entries.values()]
         if starts != sorted(starts):
             by_place = sorted(self._entries.items(), key=lambda item: item[1][2:])
             self._entries = dict(by_place)
@@ -258,18 +259,21 @@ class _Scanner:
         """Parse members from ``position`` on until one has a layout that no earlier one has, or is
         not formatted as usual; the position after them, and whether there are more."""
         entries, layouts, data_start = self._entries, self._layouts, self._data_start
+        new, intern = tuple.__new__, sys.intern
+        before, stop = b"", 0  # the end of the tensor before, where the next one starts
         for found in _TENSOR.finditer(self._content, position):
             if found.start() != position:
                 break
             raw, described, first, last, following = found.groups()
-            name = sys.intern(raw.decode())  # merged models share names
+            name = intern(raw.decode())  # merged models share names
             if name in entries or name == _METADATA or not name.isprintable():
                 break  # which is an error, or no tensor
             layout = layouts.get(described)
-            start, stop = int(first), int(last)
+            start = stop if first == before else int(first) + data_start
+            before, stop = last, int(last) + data_start
             if layout is None or stop - start != layout[2]:
                 break
-            entries[name] = Entry(layout[0], layout[1], data_start + start, data_start + stop)
+            entries[name] = new(Entry, (layout[0], layout[1], start, stop))
             position = found.end()
             if following == b"}":
                 return position, False
