@@ -15,6 +15,7 @@ from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.roles import is_buffer
+from mergeloom.planners.models.stored_tensors import located
 from mergeloom.planners.outline import layer_ranges
 from mergeloom.planners.recipe import LeftOutReason
 
@@ -40,7 +41,10 @@ def unused_tensors(
     """All tensors of ``models`` that no load of ``graph`` reads, grouped by model and reason;
     ``left_out`` returns the reason for a tensor of a model."""
     used = _ReadRanges(graph)
-    integers = {load.name for load in graph.loads if not load.dtype.floating}
+    dtypes = {id(dtype): dtype for dtype in map(_dtype, graph.loads)}
+    integers: set[str] = set()
+    if not all(dtype.floating for dtype in dtypes.values()):
+        integers = {load.name for load in graph.loads if not load.dtype.floating}
     seen: set[int] = set()
     for name, checkpoint in models.items():
         if id(checkpoint) in seen:
@@ -48,13 +52,18 @@ def unused_tensors(
         seen.add(id(checkpoint))
         groups: dict[str, list[str]] = defaultdict(list)
         layers: dict[str, set[int]] = defaultdict(set)
-        places = map(id, map(_bytes, checkpoint.tensors.values()))
+        tensors = checkpoint.tensors
+        found = located(tensors)
+        if len(found) == len(tensors) and used.whole.issuperset(
+            map(id, map(_bytes, found.values()))
+        ):
+            continue  # as mostly
         left = [
             tensor
-            for tensor, place in zip(checkpoint.tensors, places, strict=True)
-            if place not in used.whole and not used.reads(tensor, checkpoint.tensors[tensor])
+            for tensor, stored in tensors.items()
+            if id(stored.bytes) not in used.whole and not used.reads(tensor, stored)
         ]
-        if len(left) == len(checkpoint.tensors):
+        if len(left) == len(tensors):
             yield _unused(name, checkpoint, "the output uses nothing of it", left, set())
             continue
         for tensor in left:
@@ -72,7 +81,7 @@ def unused_tensors(
             yield _unused(name, checkpoint, reason, names, layers[reason])
 
 
-_bytes = attrgetter("bytes")
+_bytes, _dtype = attrgetter("bytes"), attrgetter("dtype")
 
 
 class _ReadRanges:
@@ -81,7 +90,7 @@ class _ReadRanges:
     def __init__(self, graph: Graph) -> None:
         self._loads = graph.loads
         self.whole = set(map(id, map(_bytes, graph.loads)))
-        """The `id` of tensors read as stored, which are most."""
+        """The `id` of the bytes of tensors read as stored, which are most."""
 
     @cached_property
     def _names(self) -> set[str]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -152,11 +152,16 @@ class ArchitectureCache:
         """As `infer_architecture`."""
         relevant = _relevant_values(config)
         for known, known_values, found in self._inferred:
-            if known_values == relevant and known == shapes and list(known) == list(shapes):
+            if known_values == relevant and (known is shapes or _are_equal(known, shapes)):
                 return found
         found = infer_architecture(shapes, config)
         self._inferred.append((shapes, relevant, found))
         return found
+
+
+def _are_equal(one: Mapping[str, Shape], other: Mapping[str, Shape]) -> bool:
+    """Whether names and shapes are equal, in the same order."""
+    return one == other and list(one) == list(other)
 
 
 def _relevant_values(config: Mapping[str, Any]) -> Hashable:
@@ -171,9 +176,13 @@ def _relevant_values(config: Mapping[str, Any]) -> Hashable:
 
 def infer_architecture(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Architecture:
     """Infer the architecture of a checkpoint from tensor ``shapes`` and ``config``."""
-    split = {name: parts for name in shapes if (parts := _split_name(name)) is not None}
+    split = list(_split_names(shapes))
     stacks = _stacks(split, config)
-    outside = {name: shapes[name] for name in shapes if not _in_stack(split.get(name), stacks)}
+    outside = {
+        name: shapes[name]
+        for name, parts in zip(shapes, split, strict=True)
+        if parts is None or parts.prefix not in stacks
+    }
     embedding = token_embedding(outside, config)
     owners, titles, main = _owners_of_paths(stacks, embedding or "")
     outside_layers: dict[str, list[str]] = defaultdict(list)
@@ -240,7 +249,7 @@ Stack = list[list[str]]
 """The suffixes of the tensors of each layer."""
 
 
-def _stacks(split: Mapping[str, LayerName], config: Mapping[str, Any]) -> dict[str, Stack]:
+def _stacks(split: Iterable[LayerName | None], config: Mapping[str, Any]) -> dict[str, Stack]:
     """Stacks of layers by prefix.
 
     Numbers also occur in small networks (``projector.0.weight``). A stack of layers is numbered
@@ -249,8 +258,9 @@ def _stacks(split: Mapping[str, LayerName], config: Mapping[str, Any]) -> dict[s
     """
     declared = {count for _, count in declared_layers(config)}
     found: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for parts in split.values():
-        found[parts.prefix][parts.layer].append(parts.suffix)
+    for parts in split:
+        if parts is not None:
+            found[parts.prefix][parts.layer].append(parts.suffix)
     stacks = {}
     for prefix, layers in found.items():
         if set(layers) != set(range(len(layers))) or all(
@@ -315,6 +325,20 @@ _MAX_DIGITS = 6
 """Maximum number of digits of a layer number."""
 
 
+def _split_names(names: Iterable[str]) -> Iterator[LayerName | None]:
+    """Split each of many names; quickly where it has the prefix of the name before it."""
+    last = None
+    for name in names:
+        if last is not None and name.startswith(last.prefix):
+            number, dot, rest = name[len(last.prefix) :].partition(".")
+            if number.isdecimal() and len(number) <= _MAX_DIGITS:
+                last = LayerName(last.prefix, int(number), dot + rest)
+                yield last
+                continue
+        last = _split_name(name)
+        yield last
+
+
 def _split_name(name: str) -> LayerName | None:
     """Split a name at its first numeric part."""
     found = _NUMBER.search(f".{name}")  # a search for one character first is fast
@@ -322,10 +346,6 @@ def _split_name(name: str) -> LayerName | None:
         return None
     start, stop = found.span()
     return LayerName(name[:start], int(found[1]), name[stop - 1 :])
-
-
-def _in_stack(parts: LayerName | None, stacks: Mapping[str, Stack]) -> bool:
-    return parts is not None and parts.prefix in stacks
 
 
 Path = tuple[str, ...]

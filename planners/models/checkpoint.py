@@ -26,7 +26,13 @@ from mergeloom.planners.models.quantised_weights import (
     unsupported_method,
 )
 from mergeloom.planners.models.small_files import read_object
-from mergeloom.planners.models.stored_tensors import Described, StoredTensors, described
+from mergeloom.planners.models.stored_tensors import (
+    Described,
+    HeaderContents,
+    StoredTensors,
+    described,
+    shapes_of,
+)
 from mergeloom.planners.models.unsupported_quantisation import (
     quantised_by_config,
     quantised_by_tensor,
@@ -61,6 +67,11 @@ class Checkpoint:
     def described(self) -> Mapping[str, Described]:
         """Dtypes and shapes of its tensors, none of which is made for it."""
         return described(self.tensors)
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of its tensors; one object for checkpoints with equal headers."""
+        return shapes_of(self.tensors)
 
     @property
     def directory(self) -> Path:
@@ -139,11 +150,20 @@ def _with_quantised_weights(checkpoint: Checkpoint) -> Checkpoint:
     """
     folder, config = checkpoint.folder, checkpoint.config
     _refuse_quantised(folder, unsupported_method(config))
-    decoded = find_quantised(checkpoint.tensors, folder.name, quantisation_hints(config))
+    tensors, hints = checkpoint.tensors, quantisation_hints(config)
+    contents = tensors.contents if isinstance(tensors, StoredTensors) else None
+    if contents is not None and hints in contents.known_plain:
+        _refuse_quantised(folder, quantised_by_config(config))
+        return checkpoint
+    decoded = find_quantised(tensors, folder.name, hints)
     if not decoded.coded:
         _refuse_quantised(folder, quantised_by_config(config))
     _refuse_quantised(folder, quantised_by_tensor(decoded.plain))
-    return replace(checkpoint, decoded=decoded if decoded.coded else None)
+    if decoded.coded:
+        return replace(checkpoint, decoded=decoded)
+    if contents is not None:
+        contents.known_plain.add(hints)
+    return checkpoint
 
 
 def open_gguf(folder: GgufFolder) -> Checkpoint:
@@ -188,40 +208,39 @@ def open_files(
                 remedy="copy or download the checkpoint again",
             )
     parts = [file.entries for file in files]
-    _, entries = known.once(  # which keeps the parts alive, or others could get their ids
+    _, contents = known.once(  # which keeps the parts alive, or others could get their ids
         tuple(map(id, parts)),
         lambda: (parts, _united(folder, dict(zip(names, files, strict=True)))),
     )
-    inside: dict[str, WeightFile] = {}
-    for file in files:
-        inside.update(dict.fromkeys(file.entries, file))
     return Checkpoint(
         folder,
         config,
-        StoredTensors(entries, inside),
+        StoredTensors(contents, files),
         tuple(file.source for file in files),
         passed_over(folder, names),
         metadata=dict(ChainMap(*(dict(file.metadata) for file in files))),
     )
 
 
-def _united(folder: Folder, files: Mapping[str, WeightFile]) -> dict[str, Described]:
+def _united(folder: Folder, files: Mapping[str, WeightFile]) -> HeaderContents:
     """What is known of the tensors of all ``files``.
 
     Raises:
         CheckpointError: a tensor is in two of them, or there are none or too many.
     """
     entries: dict[str, Described] = {}
-    for name, file in files.items():
+    numbers: dict[str, int] = {}
+    for number, (name, file) in enumerate(files.items()):
         for tensor in entries.keys() & file.entries.keys():
             other = next(n for n, each in files.items() if tensor in each.entries)
             raise CheckpointError(f"'{folder.name}': '{tensor}' is in '{other}' and in '{name}'")
         entries.update(file.entries)
+        numbers.update(dict.fromkeys(file.entries, number))
         if len(entries) > MAX_TENSORS:
             raise CheckpointError(f"'{folder.name}' has more than {MAX_TENSORS} tensors")
     if not entries:
         raise CheckpointError(f"'{folder.name}' has no tensors")
-    return entries
+    return HeaderContents(entries, numbers)
 
 
 def is_complete(directory: Path) -> bool:

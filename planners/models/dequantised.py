@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from mergeloom.engine.base.dtypes import BF16, BY_NAME, DType
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.transpose import Transpose
-from mergeloom.planners.models.architecture import Architecture, ArchitectureCache
+from mergeloom.planners.models.architecture import ArchitectureCache
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.model import StoredModel, TensorLocation
 from mergeloom.planners.models.quantised_weight import QuantisedWeight
 from mergeloom.planners.models.quantised_weights import DecodedWeights, without_quantisation
 from mergeloom.planners.models.rows import computed_rows, stored_rows
 from mergeloom.planners.models.sameness import equal_bytes
+from mergeloom.planners.models.stored_tensors import Described
 from mergeloom.planners.models.token_weights import TokenWeights, token_weights
 
 Shape = tuple[int, ...]
+
+
+class _Described(NamedTuple):
+    dtype: DType
+    shape: Shape
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,12 @@ class DequantisedModel(StoredModel):
         return without_quantisation(self.checkpoint.config)
 
     @cached_property
-    def architecture(self) -> Architecture:
-        return self.infer({tensor: self.shape(tensor) for tensor in self}, self.config)
+    def described(self) -> Mapping[str, Described]:
+        return {tensor: _Described(self.dtype(tensor), self.shape(tensor)) for tensor in self}
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        return {tensor: self.shape(tensor) for tensor in self}
 
     @cached_property
     def tokens(self) -> TokenWeights:

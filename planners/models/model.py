@@ -17,6 +17,7 @@ from mergeloom.planners.models.architecture import Architecture, infer_architect
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.rows import computed_rows, stored_rows
 from mergeloom.planners.models.sameness import equal_bytes
+from mergeloom.planners.models.stored_tensors import Described
 from mergeloom.planners.models.token_weights import TokenWeights, token_weights
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer
 
@@ -83,10 +84,19 @@ class StoredModel:
     def config(self) -> Mapping[str, Any]:
         return self.checkpoint.config
 
+    @property
+    def described(self) -> Mapping[str, Described]:
+        """Dtypes and shapes; one object for models with equal headers."""
+        return self.checkpoint.described
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shapes; one object for models with equal headers."""
+        return self.checkpoint.shapes
+
     @cached_property
     def architecture(self) -> Architecture:
-        shapes = {name: entry.shape for name, entry in self.checkpoint.described.items()}
-        return self.infer(shapes, self.checkpoint.config)
+        return self.infer(self.shapes, self.config)
 
     @cached_property
     def tokens(self) -> TokenWeights:
@@ -122,6 +132,13 @@ class StoredModel:
         return builder.load_bytes(stored.bytes, stored.dtype, stored.shape, tensor)
 
 
+def shapes_of_model(model: Model) -> Mapping[str, Shape]:
+    """The shapes of all tensors of a model."""
+    if isinstance(model, StoredModel):
+        return model.shapes
+    return {name: model.shape(name) for name in model}
+
+
 @dataclass(frozen=True)
 class PlannedModel:
     """A model computed by an earlier document of the configuration; it is never written to disk."""
@@ -138,7 +155,7 @@ class PlannedModel:
 
     @cached_property
     def architecture(self) -> Architecture:
-        return infer_architecture({name: self.shape(name) for name in self.tensors}, self.config)
+        return infer_architecture(shapes_of_model(self), self.config)
 
     @cached_property
     def tokens(self) -> TokenWeights:
@@ -212,11 +229,12 @@ class LazyTensor(OutputTensor):
 
     __slots__ = ("_make", "_shape")
 
+    part = 0
+    header_entries = ()
+
     def __init__(self, name: str, shape: Shape, dtype: DType, make: Callable[[], Merge]) -> None:
         _assign(self, "name", name)  # to records, which the type checker takes to be guarded
         _assign(self, "dtype", dtype)
-        _assign(self, "part", 0)
-        _assign(self, "header_entries", ())
         self._shape, self._make = shape, make
 
     @property

@@ -6,7 +6,8 @@ such models; a model of its own has only the tensors that a plan asks for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Protocol
 
 from mergeloom.engine.base.dtypes import DType
@@ -29,31 +30,60 @@ class StoredFile(Protocol):
     def tensor(self, name: str) -> StoredTensor: ...
 
 
-class StoredTensors(Mapping[str, StoredTensor]):
-    """The tensors described by ``entries``, in the order of their data; ``files`` has the file of
-    each."""
+class HeaderContents:
+    """What the headers of a checkpoint's files say: ``entries``, in the order of their data, and
+    the number of the file of each. Checkpoints with equal headers share it."""
 
-    def __init__(self, entries: Mapping[str, Described], files: Mapping[str, StoredFile]) -> None:
+    def __init__(self, entries: Mapping[str, Described], file_numbers: Mapping[str, int]) -> None:
         self.entries = entries
+        self.file_numbers = file_numbers
+        self.known_plain: set[Hashable] = set()
+        """Hints (`QuantisationHints`) with which no tensor was found to be quantised."""
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of all tensors."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+
+class StoredTensors(Mapping[str, StoredTensor]):
+    """The tensors that ``contents`` describes, in ``files``."""
+
+    def __init__(self, contents: HeaderContents, files: Sequence[StoredFile]) -> None:
+        self.contents = contents
         self._files = files
-        self._made: dict[str, StoredTensor] = {}
+        self.located: dict[str, StoredTensor] = {}
+        """Those that were asked for."""
 
     def __getitem__(self, name: str) -> StoredTensor:
-        found = self._made.get(name)
+        found = self.located.get(name)
         if found is None:
-            found = self._made[name] = self._files[name].tensor(name)
+            file = self._files[self.contents.file_numbers[name]]
+            found = self.located[name] = file.tensor(name)
         return found
 
     def __contains__(self, name: object) -> bool:
-        return name in self.entries
+        return name in self.contents.entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
+        return iter(self.contents.entries)
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.contents.entries)
 
 
 def described(tensors: Mapping[str, StoredTensor]) -> Mapping[str, Described]:
     """Dtypes and shapes of ``tensors``, none of which is made for it."""
-    return tensors.entries if isinstance(tensors, StoredTensors) else tensors
+    return tensors.contents.entries if isinstance(tensors, StoredTensors) else tensors
+
+
+def located(tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """Those of ``tensors`` that were asked for, or whose locations are known anyway."""
+    return tensors.located if isinstance(tensors, StoredTensors) else tensors
+
+
+def shapes_of(tensors: Mapping[str, StoredTensor]) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of ``tensors``; one object for checkpoints with equal headers."""
+    if isinstance(tensors, StoredTensors):
+        return tensors.contents.shapes
+    return {name: tensor.shape for name, tensor in tensors.items()}

@@ -99,10 +99,11 @@ def _shards(where: str, content: bytes) -> dict[str, set[str]]:
     if not "".join(weight_map).isprintable() or len(max(weight_map, key=len)) > MAX_NAME:
         odd = next(name for name in weight_map if not name.isprintable() or len(name) > MAX_NAME)
         raise CheckpointError(f"{where}: {odd[:80]!a} is not a tensor name")
+    if any(kind is not str for kind in set(map(type, weight_map.values()))):
+        lost = next(name for name, shard in weight_map.items() if not isinstance(shard, str))
+        raise CheckpointError(f"{where}: '{lost}' is in no file")
     shards: defaultdict[str, set[str]] = defaultdict(set)
     for tensor, shard in weight_map.items():
-        if not isinstance(shard, str):
-            raise CheckpointError(f"{where}: '{tensor}' is in no file")
         shards[shard].add(tensor)
     return dict(sorted(shards.items()))
 

@@ -86,6 +86,10 @@ def sort_by_tower(shapes: Mapping[str, Shape], depths: Mapping[str, int]) -> Mod
     towers: dict[str, list[dict[str, Shape]]] = {
         prefix: [{} for _ in range(depth)] for prefix, depth in depths.items()
     }
+    layers = {
+        prefix: {str(number): layer for number, layer in enumerate(stack)}
+        for prefix, stack in towers.items()
+    }
     longest = sorted(filter(None, towers), key=len, reverse=True)
     around = {}
     for name, shape in shapes.items():
@@ -96,9 +100,12 @@ def sort_by_tower(shapes: Mapping[str, Shape], depths: Mapping[str, int]) -> Mod
             around[name] = shape
             continue
         number, dot, rest = name[len(prefix) :].partition(".")
-        if not number.isdigit():
+        layer = layers[prefix].get(number)
+        if layer is not None:
+            layer[dot + rest] = shape
+        elif not number.isdigit():
             around[name] = shape
-        elif int(number) < len(towers[prefix]):
+        elif int(number) < len(towers[prefix]):  # written with zeros in front
             towers[prefix][int(number)][dot + rest] = shape
     return ModelTensors(towers, around)
 
@@ -163,7 +170,9 @@ def _check_layers(
     origin: Origin,
     problems: ConfigCheck,
 ) -> None:
-    own, found = (_signatures(model.tensors.towers[prefix]) for model in (donor, output))
+    own = found = _signatures(donor.tensors.towers[prefix])
+    if output.tensors is not donor.tensors:
+        found = _signatures(output.tensors.towers[prefix])
     rule_columns = _rule_columns(donor.kinds.get(prefix, {}), output.kinds.get(prefix, {}))
     expected = _expected_signatures(own, found, donor.config, output.config, rule_columns)
     for number, (needed, layer) in enumerate(zip(expected, found, strict=True)):
@@ -174,12 +183,16 @@ def _check_layers(
 
 def _signatures(layers: Sequence[Layer]) -> list[Signature]:
     """Tensors and shapes of each layer, without buffers computed by classes."""
-    found: dict[Signature, Signature] = {}  # share equal signatures: most layers are equal
-    whole = [frozenset(layer.items()) for layer in layers]
-    for each in whole:
-        if each not in found:
-            found[each] = frozenset(item for item in each if not is_computed_buffer(*item))
-    return [found[each] for each in whole]
+    known: list[tuple[Layer, Signature]] = []  # most layers are equal, and share a signature
+    signatures = []
+    for layer in layers:
+        signature = next((found for other, found in known if other == layer), None)
+        if signature is None:
+            items = layer.items()
+            signature = frozenset(item for item in items if not is_computed_buffer(*item))
+            known.append((layer, signature))
+        signatures.append(signature)
+    return signatures
 
 
 def is_computed_buffer(name: str, shape: Shape) -> bool:

@@ -55,14 +55,17 @@ class _Run:
     nbytes: int
 
 
-def shards_of_runs(tensors: Sequence[OutputTensor], most: int) -> list[Shard]:
+def shards_of_runs(
+    tensors: Sequence[OutputTensor], origins: Sequence[Range | None], most: int
+) -> list[Shard]:
     """Shards of at most ``most`` bytes that consist of runs only; other tensors are not included.
+    ``origins`` has the `source_range` of each tensor.
 
     A run is added to an existing shard if it is aligned with it. So the number of extra shards is
     at most the number of files, or of different alignments.
     """
     shards: list[Shard] = []
-    for run in _runs(tensors, most):
+    for run in _runs(tensors, origins, most):
         for shard in shards:
             agrees = (shard.phase + shard.nbytes - run.offset) % ALIGNMENT == 0
             if agrees and shard.nbytes + run.nbytes <= most:
@@ -75,13 +78,14 @@ def shards_of_runs(tensors: Sequence[OutputTensor], most: int) -> list[Shard]:
     return [shard for shard in shards if shard.nbytes >= least]
 
 
-def _runs(tensors: Sequence[OutputTensor], most: int) -> Iterator[_Run]:
+def _runs(
+    tensors: Sequence[OutputTensor], origins: Sequence[Range | None], most: int
+) -> Iterator[_Run]:
     """All runs, in the order in which the output first needs their sources."""
     sources: dict[Hashable, list[tuple[int, int]]] = {}
     times: Counter[Hashable] = Counter()
-    for number, tensor in enumerate(tensors):
-        origin = source_range(tensor)
-        if origin is not None and origin.offset % tensor.dtype.size == 0:
+    for number, origin in enumerate(origins):
+        if origin is not None and origin.offset % tensors[number].dtype.size == 0:
             place = id(origin.source), origin.offset
             key = id(origin.source), times[place]  # a tensor copied twice is in two runs
             sources.setdefault(key, []).append((origin.offset, number))

@@ -11,6 +11,7 @@ from typing import Any
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import OutputFile, Write
+from mergeloom.engine.graph.pieces import Range
 from mergeloom.engine.storage.safetensors import build_header
 from mergeloom.planners.models.model import OutputTensor
 from mergeloom.planners.output.runs import (
@@ -162,7 +163,9 @@ def _shards(
     tensors: Sequence[OutputTensor], sizes: Sequence[int], max_shard_bytes: int
 ) -> list[Shard]:
     """All shards, ordered by their first tensors."""
-    shards = shards_of_runs(tensors, max_shard_bytes) if sum(sizes) > max_shard_bytes else []
+    origins = list(map(source_range, tensors))
+    several = sum(sizes) > max_shard_bytes
+    shards = shards_of_runs(tensors, origins, max_shard_bytes) if several else []
     placed = {number for shard in shards for number in shard.numbers}
     filled = max_shard_bytes
     rest: list[list[int]] = []
@@ -176,7 +179,7 @@ def _shards(
         filled += nbytes
     for numbers in rest or ([] if placed else [[]]):
         numbers.sort(key=lambda number: -_first_dtype(tensors[number]).bits)
-        shards.append(Shard(_best_phase([(tensors[n], sizes[n]) for n in numbers]), numbers))
+        shards.append(Shard(_best_phase([(origins[n], sizes[n]) for n in numbers]), numbers))
     return sorted(shards, key=lambda shard: min(shard.numbers, default=0))
 
 
@@ -185,17 +188,17 @@ def _first_dtype(tensor: OutputTensor) -> DType:
     return tensor.header_entries[0][1] if tensor.header_entries else tensor.dtype
 
 
-def _best_phase(tensors: Sequence[tuple[OutputTensor, int]]) -> int:
-    """The best start of a shard's data modulo `ALIGNMENT`, from its tensors and their sizes.
+def _best_phase(tensors: Sequence[tuple[Range | None, int]]) -> int:
+    """The best start of a shard's data modulo `ALIGNMENT`, from the `source_range` of its tensors
+    and their sizes.
 
     Whole blocks of a copied tensor can be cloned if it has the same alignment as in its source. So
     the data starts where that is true for most bytes, otherwise at a multiple of `ALIGNMENT`.
     """
     copied: Counter[int] = Counter()
     position = 0
-    for tensor, nbytes in tensors:
-        origin = source_range(tensor) if nbytes >= 2 * ALIGNMENT else None
-        if origin is not None:
+    for origin, nbytes in tensors:
+        if origin is not None and nbytes >= 2 * ALIGNMENT:
             copied[(origin.offset - position) % ALIGNMENT] += nbytes
         position += nbytes
     aligned = {place: nbytes for place, nbytes in copied.items() if place % MAX_ELEMENT_BYTES == 0}

@@ -10,7 +10,7 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.models.contradictions import contradictions
 from mergeloom.planners.models.differences import config_differences
-from mergeloom.planners.models.model import Model, OutputTensor, StoredModel
+from mergeloom.planners.models.model import Model, OutputTensor, StoredModel, shapes_of_model
 from mergeloom.planners.models.naming import naming_clash
 from mergeloom.planners.output.config_check import (
     ConfigCheck,
@@ -108,7 +108,7 @@ def _checked_config(
             if each.tower.prefix in depths
         }
 
-    shapes = {name: donor.shape(name) for name in donor}
+    shapes = shapes_of_model(donor)
     found = sort_by_tower(shapes, own)
     described = DescribedModel(donor.name, donor.config, found, kinds(donor.config, own))
     written = {tensor.name: tensor.shape for tensor in tensors}

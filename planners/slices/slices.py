@@ -8,14 +8,14 @@ slices:  A[0,4]         output layer   0 1 2 3 4 5     one entry of `slices` aft
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 from mergeloom.engine.base.errors import Place
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.planners.config.config import OutputSlice, SourceEntry
 from mergeloom.planners.models.architecture import Tower
-from mergeloom.planners.models.model import Model
+from mergeloom.planners.models.model import Model, StoredModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,14 @@ class LayerSource:
     start: int
     stop: int
     source: SourceEntry | None
+
+    def root(self, step: int) -> str:
+        """What names of tensors begin with in a layer, ``step`` layers after the first."""
+        return self.tower.layer_name(self.start + step, "")
+
+    def suffixes(self, step: int) -> Sequence[str]:
+        """The suffixes of the tensors of that layer."""
+        return self.tower.suffixes[self.start + step]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +60,6 @@ class TensorSources:
     ``names`` there.
 
     ``t`` is the position in the slice's gradients, from 0 to 1; ``layer`` is the output layer.
-    Sources in one slice with the same ``alike`` are those of one tensor in several layers: they
-    have the same dtypes and shapes, and differ in layer, ``t`` and names.
     """
 
     name: str
@@ -62,12 +68,44 @@ class TensorSources:
     t: float
     positions: tuple[int, ...]
     names: tuple[str, ...]
-    alike: Hashable = None
 
     @staticmethod
     def outside(name: str, part: Slice, inputs: Sequence[tuple[int, str]]) -> TensorSources:
         """A tensor outside the layers; ``inputs`` are pairs of position and name."""
         return TensorSources(name, part, None, 0.0, *_positions_and_names(inputs))
+
+
+@record(frozen=True, slots=True)
+class LayerTensors:
+    """The tensors of output layer ``layer``, ``step`` layers after the first of ``slice``.
+
+    Their names begin with ``root`` in the output, and with one of ``roots`` in each source. Those
+    whose suffixes are in ``positional`` are not among them. Layers of a slice of the same ``kind``
+    have the same suffixes, dtypes and shapes in each source, and differ in ``t`` and names.
+    """
+
+    slice: Slice
+    layer: int
+    step: int
+    t: float
+    root: str
+    roots: tuple[str, ...]
+    positional: Collection[str]
+    kind: int
+
+    def __iter__(self) -> Iterator[TensorSources]:
+        """The inputs of each tensor."""
+        stacks = [source.suffixes(self.step) for source in self.slice.sources]
+        for suffix, positions in _positions_by_suffix(stacks).items():
+            if suffix not in self.positional:
+                name, names = self.names(suffix, positions)
+                yield TensorSources(name, self.slice, self.layer, self.t, positions, names)
+
+    def names(self, suffix: str, positions: Sequence[int]) -> tuple[str, tuple[str, ...]]:
+        """The names of a tensor in the output, and in the sources at ``positions``."""
+        roots = self.roots
+        name = sys.intern(self.root + suffix)  # the string that the headers' tensors are under
+        return name, tuple([sys.intern(roots[position] + suffix) for position in positions])
 
 
 def resolve_range(source: SourceEntry, tower: Tower, model: str) -> tuple[int, int]:
@@ -113,7 +151,7 @@ def check_lengths(sources: Sequence[LayerSource], place: Place) -> int:
     return lengths[0]
 
 
-def tensor_sources(tower: Tower, slices: Sequence[Slice]) -> Iterator[TensorSources]:
+def tensor_sources(tower: Tower, slices: Sequence[Slice]) -> Iterator[TensorSources | LayerTensors]:
     """Every tensor of the output's tower in order: before the layers, the layers, after them.
 
     Tensors that belong to the first or last position, and layers beyond the last, come from the
@@ -127,10 +165,14 @@ def tensor_sources(tower: Tower, slices: Sequence[Slice]) -> Iterator[TensorSour
     if depth:
         yield from _at_position(tower, slices[0], 0, lambda source: 0, first)
     for part in slices:
-        layers = _AlikeLayers()
+        kinds = _LayerKinds()
         for step in range(part.length):
             t = step / (part.length - 1) if part.length > 1 else 1.0
-            yield from _layer_tensors(tower, part, step, t, first | last, layers)
+            layer = part.first + step
+            root = tower.layer_name(layer, "")
+            roots = tuple([source.root(step) for source in part.sources])
+            kind = kinds.number(part, step)
+            yield LayerTensors(part, layer, step, t, root, roots, first | last, kind)
     if depth:
         yield from _at_position(
             tower, slices[-1], depth - 1, lambda source: source.layers - 1, last
@@ -191,53 +233,41 @@ def _at_position(
         )
 
 
-class _AlikeLayers:
-    """Finds the layers of a slice that have the same suffixes, dtypes and shapes in each source."""
+class _LayerKinds:
+    """Numbers the kinds of layers of a slice. Those of one kind have the same suffixes, dtypes and
+    shapes in each source."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[Sequence[object], Mapping[str, Hashable]]] = []
+        self._stored: list[tuple[Sequence[str], Sequence[object]]] = []
+        """Suffixes, dtypes and shapes of stored layers that differ."""
+        self._kinds: dict[Sequence[int], int] = {}
 
-    def marks(
-        self, part: Slice, stacks: Sequence[Sequence[str]], roots: Sequence[str]
-    ) -> Mapping[str, Hashable]:
-        """`TensorSources.alike` for each suffix of a layer; ``stacks`` are the suffixes in each
-        source, ``roots`` what stands before them."""
-        layer: list[object] = []
-        for source, suffixes, root in zip(part.sources, stacks, roots, strict=True):
-            dtype, shape = source.model.dtype, source.model.shape
-            names = [root + suffix for suffix in suffixes]
-            layer.append((suffixes, [(dtype(name), shape(name)) for name in names]))
-        for known, marks in self._known:
-            if known == layer:
-                return marks
-        number = len(self._known)
-        marks = {suffix: (number, suffix) for suffixes in stacks for suffix in suffixes}
-        self._known.append((layer, marks))
-        return marks
+    def number(self, part: Slice, step: int) -> int:
+        """The number of the kind of a layer, ``step`` layers after the first of the slice."""
+        numbers: list[int] = []
+        known: dict[tuple[int, str], int] = {}  # models with equal headers have equal layers
+        for source in part.sources:
+            model, root = source.model, source.root(step)
+            described = model.described if isinstance(model, StoredModel) else model
+            key = id(described), root
+            if key not in known:
+                known[key] = self._stored_number(model, root, source.suffixes(step))
+            numbers.append(known[key])
+        return self._kinds.setdefault(tuple(numbers), len(self._kinds))
 
-
-def _layer_tensors(
-    tower: Tower,
-    part: Slice,
-    step: int,
-    t: float,
-    positional: Collection[str],
-    layers: _AlikeLayers,
-) -> Iterator[TensorSources]:
-    layer = part.first + step
-    output = tower.layer_name(layer, "")
-    stacks = [source.tower.suffixes[source.start + step] for source in part.sources]
-    roots = [source.tower.layer_name(source.start + step, "") for source in part.sources]
-    same_names = roots.count(output) == len(roots)
-    alike = layers.marks(part, stacks, roots)
-    for suffix, positions in _positions_by_suffix(stacks).items():
-        if suffix not in positional:
-            name = sys.intern(output + suffix)  # the string that the headers' tensors are under
-            if same_names:
-                names = (name,) * len(positions)
-            else:
-                names = tuple([sys.intern(roots[position] + suffix) for position in positions])
-            yield TensorSources(name, part, layer, t, positions, names, alike[suffix])
+    def _stored_number(self, model: Model, root: str, suffixes: Sequence[str]) -> int:
+        names = [root + suffix for suffix in suffixes]
+        if isinstance(model, StoredModel):
+            entries = map(model.described.__getitem__, names)
+            described = [(entry.dtype, entry.shape) for entry in entries]
+        else:
+            described = [(model.dtype(name), model.shape(name)) for name in names]
+        stored = suffixes, described
+        for number, known in enumerate(self._stored):
+            if known == stored:
+                return number
+        self._stored.append(stored)
+        return len(self._stored) - 1
 
 
 def _positions_by_suffix(layers: Sequence[Sequence[str]]) -> Mapping[str, tuple[int, ...]]:

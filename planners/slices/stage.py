@@ -15,6 +15,7 @@ from mergeloom.planners.models.token_weights import Head
 from mergeloom.planners.slices.per_layer_weights import gather_parts
 from mergeloom.planners.slices.slice_checks import slice_levels
 from mergeloom.planners.slices.slices import (
+    LayerTensors,
     Slice,
     TensorSources,
     tensor_sources,
@@ -81,7 +82,9 @@ class Stage:
         yield from self._embedding()
         for tower in self.towers:
             for wanted in tensor_sources(tower.tower, tower.slices):
-                if wanted.layer is not None:
+                if isinstance(wanted, LayerTensors):
+                    yield from self._plan_layer(wanted, tower)
+                elif wanted.layer is not None:
                     yield self._plan(wanted, tower)
                 elif wanted.name not in token_weights:
                     yield self._outside_layers(wanted, tower)
@@ -138,22 +141,29 @@ class Stage:
         plan = self._plan(TensorSources.outside(self.embedding, part, inputs), tower)
         return replace(plan, name=wanted.name, same_as=self.embedding)
 
+    def _plan_layer(self, wanted: LayerTensors, tower: TowerPlan) -> Iterator[TensorPlan]:
+        if tower.is_copied:
+            return (self._plan(each, tower) for each in wanted)
+        return self._rules_of(wanted.slice, tower).plan_layer(wanted)
+
     def _plan(self, wanted: TensorSources, tower: TowerPlan) -> TensorPlan:
         if tower.is_copied:
             return copy_tensor(wanted, "'modules' says nothing about it")
-        rules = self._rules.get((id(wanted.slice), id(tower)))
-        return (rules or self._rules_of(wanted.slice, tower)).plan(wanted)
+        return self._rules_of(wanted.slice, tower).plan(wanted)
 
     @cached_property
     def _rules(self) -> dict[tuple[int, int], SliceRules]:
         """Rules by the `id` of slice and tower."""
         return {
-            (id(part), id(tower)): self._rules_of(part, tower)
+            (id(part), id(tower)): self._new_rules(part, tower)
             for tower in self.towers
             for part in tower.slices
         }
 
     def _rules_of(self, part: Slice, tower: TowerPlan) -> SliceRules:
+        return self._rules.get((id(part), id(tower))) or self._new_rules(part, tower)
+
+    def _new_rules(self, part: Slice, tower: TowerPlan) -> SliceRules:
         levels = slice_levels(part, tower.module, self.document)
         return SliceRules(part, self.rules, levels)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import sys
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.errors import CheckpointError, Place
-from mergeloom.engine.base.records import dataclass
+from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import Load, Merge
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.methods.declare import Base, Method
@@ -20,7 +21,7 @@ from mergeloom.planners.config.parameters import (
 )
 from mergeloom.planners.models.model import LazyTensor, Model, OutputTensor
 from mergeloom.planners.planner import PlanningContext
-from mergeloom.planners.slices.slices import Slice, TensorSources
+from mergeloom.planners.slices.slices import LayerTensors, Slice, TensorSources
 from mergeloom.planners.tensors import (
     AlikePlan,
     Contribution,
@@ -53,6 +54,16 @@ class _Kind:
     missing: tuple[Model, ...]
 
 
+@record(frozen=True, slots=True)
+class _LayerPlan:
+    """The ``plan`` of one tensor in the first layer of a kind; in every layer of the kind, its name
+    ends with ``suffix`` and it is from the sources at ``positions``, that of a copy first."""
+
+    suffix: str
+    positions: tuple[int, ...]
+    plan: TensorPlan
+
+
 class SliceRules:
     """Plans the tensors of a slice.
 
@@ -74,8 +85,8 @@ class SliceRules:
         self._settings = ParameterResolver(method.settings, levels)
         self._varies = any(each.varies for each in (*self._sources, self._settings))
         self._kinds: dict[Hashable, _Kind] = {}
-        self._first: dict[Hashable, TensorPlan] = {}
-        """The first of the plans that differ only in names."""
+        self._layers: dict[int, list[_LayerPlan]] = {}
+        """The plans of the first layer of each kind, which those of the others are like."""
 
     def plan(self, wanted: TensorSources) -> TensorPlan:
         """Plan how ``wanted`` is merged from its inputs.
@@ -89,13 +100,39 @@ class SliceRules:
             values = [self._sources[position].key(name, wanted.t) for position, name in pairs]
             settings = self._settings.key(wanted.name, wanted.t)
             return self._plan(wanted, (wanted.positions, settings, tuple(values)))
-        if wanted.alike is None:
-            return self._plan(wanted, wanted.positions)
-        first = self._first.get(wanted.alike)
-        if first is None:
-            first = self._first[wanted.alike] = self._plan(wanted, wanted.positions)
-        names = wanted.names if first.method is not None else _copied_first(wanted)
-        return AlikePlan(wanted.name, wanted.layer, first, names)
+        return self._plan(wanted, wanted.positions)
+
+    def plan_layer(self, layer: LayerTensors) -> Iterator[TensorPlan]:
+        """Plan all tensors of a layer; as `plan`."""
+        if self._varies:
+            yield from map(self.plan, layer)
+            return
+        known = self._layers.get(layer.kind)
+        if known is None:
+            known = yield from self._first_layer(layer)
+            self._layers[layer.kind] = known
+            return
+        number, root = layer.layer, layer.root
+        same_names = layer.roots.count(root) == len(layer.roots)
+        for each in known:
+            if same_names:
+                name = sys.intern(root + each.suffix)
+                names = (name,) * len(each.positions)
+            else:
+                name, names = layer.names(each.suffix, each.positions)
+            yield AlikePlan(name, number, each.plan, names)
+
+    def _first_layer(self, layer: LayerTensors) -> Generator[TensorPlan, None, list[_LayerPlan]]:
+        """Plan the tensors of the first layer of a kind."""
+        known = []
+        for wanted in layer:
+            first = self._plan(wanted, wanted.positions)
+            positions = wanted.positions if first.method is not None else _copied_first(wanted)
+            suffix = wanted.name[len(layer.root) :]
+            known.append(_LayerPlan(suffix, positions, first))
+            _, names = layer.names(suffix, positions)
+            yield AlikePlan(wanted.name, wanted.layer, first, names)
+        return known
 
     def _plan(self, wanted: TensorSources, key: Hashable) -> TensorPlan:
         """Plan how ``wanted`` is merged; ``key`` is that of its kind."""
@@ -182,10 +219,10 @@ def _place_of_copied(wanted: TensorSources) -> int:
     return wanted.positions.index(base) if base in wanted.positions else 0
 
 
-def _copied_first(wanted: TensorSources) -> tuple[str, ...]:
-    """The names of a tensor in its inputs, first in that which is copied."""
-    place, names = _place_of_copied(wanted), wanted.names
-    return (names[place], *names[:place], *names[place + 1 :])
+def _copied_first(wanted: TensorSources) -> tuple[int, ...]:
+    """The positions of the sources of a tensor, first of that which is copied."""
+    place, found = _place_of_copied(wanted), wanted.positions
+    return (found[place], *found[:place], *found[place + 1 :])
 
 
 def _missing(wanted: TensorSources) -> tuple[Model, ...]:
