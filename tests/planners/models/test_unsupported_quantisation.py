@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.storage.folder import local
+from mergeloom.engine.storage.safetensors import HeaderReader
 from mergeloom.planners.models.checkpoint import open_checkpoint
 from tests.planners.support import llama, write_checkpoint
 
@@ -102,3 +104,15 @@ def test_tensors_that_only_look_quantised_are_accepted(tmp_path: Path) -> None:
     }
     write_checkpoint(tmp_path / "a", tensors, {"compression_config": {}, "quantization": None})
     assert set(open_checkpoint(tmp_path / "a").tensors) == set(tensors)
+
+
+def test_equal_headers_do_not_hide_a_quantisation_that_the_configuration_states(
+    tmp_path: Path,
+) -> None:
+    headers = HeaderReader()
+    plain, other = llama(tmp_path / "a"), llama(tmp_path / "b")
+    assert open_checkpoint(local(plain), headers).decoded is None
+    config = {"quantization_config": {"quant_method": "fp8"}}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"b' is quantised \(by fp8\)"):
+        open_checkpoint(local(other), headers)

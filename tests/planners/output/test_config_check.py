@@ -188,3 +188,10 @@ def test_a_weight_with_a_part_per_layer_follows_the_depth() -> None:
     donor = model([FULL] * 2, depth(2), gates_weight=(2 * 4, 8))
     assert verdict(donor, model([FULL] * 3, depth(3), gates_weight=(3 * 4, 8))) == ConfigCheck()
     assert verdict(donor, model([FULL] * 3, depth(3), gates_weight=(3 * 5, 8))).refusals
+
+
+def test_layers_are_sorted_by_number_however_it_is_written() -> None:
+    shapes = {"layers.0.w": (1,), "layers.01.w": (2,), "layers.2.w": (3,), "layers.x.w": (4,)}
+    found = sort_by_tower(shapes, {"layers.": 2})
+    assert found.towers == {"layers.": [{".w": (1,)}, {".w": (2,)}]}
+    assert found.around == {"layers.x.w": (4,)}
