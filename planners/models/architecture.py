@@ -176,13 +176,10 @@ def _relevant_values(config: Mapping[str, Any]) -> Hashable:
 
 def infer_architecture(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Architecture:
     """Infer the architecture of a checkpoint from tensor ``shapes`` and ``config``."""
-    split = list(_split_names(shapes))
-    stacks = _stacks(split, config)
-    outside = {
-        name: shapes[name]
-        for name, parts in zip(shapes, split, strict=True)
-        if parts is None or parts.prefix not in stacks
-    }
+    numbered = _numbered_names(shapes)
+    stacks = _stacks(numbered, config)
+    inside = {name for prefix in stacks for name in numbered[prefix].names}
+    outside = {name: shapes[name] for name in shapes if name not in inside}
     embedding = token_embedding(outside, config)
     owners, titles, main = _owners_of_paths(stacks, embedding or "")
     outside_layers: dict[str, list[str]] = defaultdict(list)
@@ -249,7 +246,41 @@ Stack = list[list[str]]
 """The suffixes of the tensors of each layer."""
 
 
-def _stacks(split: Iterable[LayerName | None], config: Mapping[str, Any]) -> dict[str, Stack]:
+class _Numbered:
+    """The tensors whose names have one prefix before their first number: their ``names``, and the
+    rest of these by number, in ``layers``."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.layers: dict[int, list[str]] = {}
+        self.by_text: dict[str, list[str]] = {}
+        """The layers by number as written."""
+
+
+def _numbered_names(names: Iterable[str]) -> dict[str, _Numbered]:
+    """The names that have a number, by prefix."""
+    found: dict[str, _Numbered] = {}
+    prefix, run = "", _Numbered()
+    for name in names:
+        if name.startswith(prefix):  # as for most, which are quickly split
+            number, dot, rest = name[len(prefix) :].partition(".")
+            suffixes = run.by_text.get(number)
+            if suffixes is not None:
+                suffixes.append(dot + rest)
+                run.names.append(name)
+                continue
+        parts = _split_name(name)
+        if parts is not None:
+            prefix = parts.prefix
+            run = found.setdefault(prefix, _Numbered())
+            number = name[len(prefix) : len(name) - len(parts.suffix)]
+            suffixes = run.by_text[number] = run.layers.setdefault(parts.layer, [])
+            suffixes.append(parts.suffix)
+            run.names.append(name)
+    return found
+
+
+def _stacks(numbered: Mapping[str, _Numbered], config: Mapping[str, Any]) -> dict[str, Stack]:
     """Stacks of layers by prefix.
 
     Numbers also occur in small networks (``projector.0.weight``). A stack of layers is numbered
@@ -257,12 +288,9 @@ def _stacks(split: Iterable[LayerName | None], config: Mapping[str, Any]) -> dic
     several tensors and is not part of a convolution or projector.
     """
     declared = {count for _, count in declared_layers(config)}
-    found: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for parts in split:
-        if parts is not None:
-            found[parts.prefix][parts.layer].append(parts.suffix)
     stacks = {}
-    for prefix, layers in found.items():
+    for prefix, run in numbered.items():
+        layers = run.layers
         if set(layers) != set(range(len(layers))) or all(
             layer == [""] for layer in layers.values()
         ):
@@ -323,20 +351,6 @@ _NO_STACK = re.compile(r"(merger[^.]*|lm_heads?|codec_embedding)\.$")
 _NUMBER = re.compile(r"\.(\d+)(?![^.])")
 _MAX_DIGITS = 6
 """Maximum number of digits of a layer number."""
-
-
-def _split_names(names: Iterable[str]) -> Iterator[LayerName | None]:
-    """Split each of many names; quickly where it has the prefix of the name before it."""
-    last = None
-    for name in names:
-        if last is not None and name.startswith(last.prefix):
-            number, dot, rest = name[len(last.prefix) :].partition(".")
-            if number.isdecimal() and len(number) <= _MAX_DIGITS:
-                last = LayerName(last.prefix, int(number), dot + rest)
-                yield last
-                continue
-        last = _split_name(name)
-        yield last
 
 
 def _split_name(name: str) -> LayerName | None:

@@ -310,8 +310,13 @@ def test_equal_names_are_analysed_once() -> None:
 def test_splitting_names_in_a_row_is_splitting_each() -> None:
     found = [
         *("a.0.w", "a.1.w", "a.01.w", "a.12", "a.b.3.w", "a.3b.w", "a.1234567.w", "a.2.0.w"),
-        *("0.w", "1.2.w", "b", "a.٣.w", "a.²", "a..1", "a.", "a.5", "ab.6.w", "7"),
+        *("0.w", "1.2.w", "b", "a.٣.w", "a.²", "a..1", "a.", "a.5", "ab.6.w", "7", "0.v", "a.1.v"),
     ]
     for order in (found, found[::-1], sorted(found)):
-        expected = list(map(architecture._split_name, order))
-        assert list(architecture._split_names(order)) == expected
+        expected: dict[str, dict[int, list[str]]] = {}
+        for parts in filter(None, map(architecture._split_name, order)):
+            expected.setdefault(parts.prefix, {}).setdefault(parts.layer, []).append(parts.suffix)
+        numbered = architecture._numbered_names(order)
+        assert {prefix: run.layers for prefix, run in numbered.items()} == expected
+        whole = [name for name in order if architecture._split_name(name) is not None]
+        assert sorted(name for run in numbered.values() for name in run.names) == sorted(whole)
