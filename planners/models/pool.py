@@ -170,6 +170,15 @@ class Models:
             return False
         return self._resolver.find(reading.model).origin in (FoundIn.PATH, FoundIn.SEARCH)
 
+    def namesakes(self, reference: ModelReference) -> tuple[Path, tuple[Path, ...]] | None:
+        """The directory of a model and other models that its path can mean as well; ``None`` if
+        there are none."""
+        if str(reference) in self.stages:
+            return None
+        location = self._resolver.interpret(reference).model
+        others = self._resolver.others(location)
+        return (self._resolver.directory(location), others) if others else None
+
     def _open(self, reference: ModelReference) -> Model:
         reading = self._resolver.interpret(reference)
         if reading.adapter is not None:

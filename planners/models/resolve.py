@@ -99,7 +99,7 @@ class Resolver:
         Raises:
             CheckpointError: it is not found, or cannot be downloaded.
         """
-        given = self.model_dirs.get(str(location), self.model_dirs.get(location.path))
+        given = self._given(location)
         if given is not None:
             if not _is_model_path(given):
                 raise CheckpointError(f"'{given}', given for '{location}', is not a directory")
@@ -154,10 +154,31 @@ class Resolver:
         return reference
 
     def _find_locally(self, location: Location) -> FoundModel | None:
-        for candidate, origin in self._local_candidates(location):
-            if _is_model_path(candidate):
-                return FoundModel(candidate, origin)
-        return None
+        """The first place of that name with a model in it, or else the first place."""
+        found = self._places(location)
+        if len(found) > 1:
+            return next((each for each in found if is_model(each.directory)), found[0])
+        return found[0] if found else None
+
+    def others(self, location: Location) -> tuple[Path, ...]:
+        """Other models that a path can mean, relative to the working directory or to
+        ``relative_to``."""
+        taken = self._find_locally(location)
+        if taken is None or taken.origin is not FoundIn.PATH or self._given(location) is not None:
+            return ()
+        here = os.path.realpath(taken.directory)
+        paths = (each.directory for each in self._places(location) if each.origin is FoundIn.PATH)
+        return tuple(p for p in paths if os.path.realpath(p) != here and is_model(p))
+
+    def _given(self, location: Location) -> Path | None:
+        return self.model_dirs.get(str(location), self.model_dirs.get(location.path))
+
+    def _places(self, location: Location) -> list[FoundModel]:
+        return [
+            FoundModel(candidate, origin)
+            for candidate, origin in self._local_candidates(location)
+            if _is_model_path(candidate)
+        ]
 
     def _local_candidates(self, location: Location) -> Iterator[tuple[Path, FoundIn]]:
         path = Path(os.path.expanduser(location.path))

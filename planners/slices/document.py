@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -275,6 +276,15 @@ def _open_model(
             f"'{model.name}' has '{files[0]}'{more} beside its weights, which neither "
             "transformers nor mergeloom reads",
             code="passed-over",
+        )
+    namesakes = models.namesakes(reference)
+    if namesakes is not None:
+        taken, other = (os.path.abspath(path) for path in (namesakes[0], namesakes[1][0]))
+        findings.warn(
+            place,
+            f"'{reference}' is '{taken}', but '{other}' beside the configuration is a model too",
+            "write the whole path of the one that you mean",
+            "two-models",
         )
     if models.ignores_revision(reference):
         findings.warn(

@@ -67,6 +67,13 @@ def test_models_are_searched_for_in_the_documented_order(
     for missing in ("acme/three", "acme/none"):  # the first is there, but at another revision
         with pytest.raises(CheckpointError, match=f"--model-dir {missing}=PATH"):
             found(missing)
+    (tmp_path / "near").mkdir()
+    assert found("near") == near, "a directory without a model is passed over"
+    assert not resolver.others(Location("near"))
+    llama(tmp_path / "near")
+    assert found("near") == tmp_path / "near"
+    assert resolver.others(Location("near")) == (near,)
+    assert not resolver.others(Location(str(near)))
     with pytest.raises(CheckpointError, match="neither a directory nor a hub id"):
         found("../no/such/model")
     with pytest.raises(CheckpointError, match="is not a directory"):
