@@ -118,9 +118,9 @@ class _Local:
 class LocalFolder(_Local):
     """A local directory.
 
-    If ``confined``, links in it must lead to files inside it or, for a model in the hub cache
-    (``models--NAME/snapshots/COMMIT``), to files in ``models--NAME/blobs``. Otherwise links may
-    lead anywhere, for example in a directory of the user's own files.
+    If ``confined``, links in it must lead to files inside it or in ``models--NAME/blobs``, as those
+    of the hub cache do and those of directories that older versions of its library downloaded to.
+    Otherwise links may lead anywhere, for example in a directory of the user's own files.
     """
 
     confined: bool = True
@@ -170,13 +170,11 @@ class LocalFolder(_Local):
     def _checked_path(self, name: str) -> Path:
         if not self.confined:
             return self.path / name
-        root = self.path.resolve()
-        roots = [root]
-        if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-            roots.append(root.parent.parent / "blobs")
         path = self.path / name
         target = path.resolve()
-        if not any(target.is_relative_to(inside) for inside in roots):
+        folder, model = target.parent.name, target.parent.parent.name
+        is_in_cache = folder == "blobs" and model.startswith("models--")
+        if not is_in_cache and not target.is_relative_to(self.path.resolve()):
             raise CheckpointError(
                 f"'{path}' is a link that leads outside the checkpoint's directory: "
                 "replace it by the file itself"

@@ -123,6 +123,9 @@ class _Reader:
             raise value.error(
                 f"exactly one of 'models', 'slices', 'modules' is required, found {found}", remedy
             )
+        for key in [key for key in fields.without_value if key in _MODEL_KEYS]:
+            cause = f"'{key}' is empty and has no effect beside '{kinds[0]}'"
+            self.findings.warn(fields[key].place, cause, "remove it", "no-effect")
         if kinds[0] != "modules":
             return {None: self._slices(fields, Parameters())}
         modules: dict[str | None, Module] = {}

@@ -171,6 +171,11 @@ class Fields:
         """The keys whose value is an empty mapping."""
         return [key for key, value in self._keys.items() if value.content == {}]
 
+    @property
+    def without_value(self) -> list[str]:
+        """The keys that are present and have no value."""
+        return [key for key in self._keys if key not in self]
+
     def read(self, key: str, read: Callable[[Value], T]) -> T | None:
         """``read`` applied to the value of ``key``; ``None`` if it is absent or invalid."""
         return self._findings.attempt(read, self._keys[key]) if key in self else None

@@ -41,6 +41,10 @@ LAYER_COUNT_KEYS = (
 _FURTHER_LAYER_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_layers")
 """Keys that count further layers, which have numbers after the last and predict later tokens."""
 
+_FURTHER_SUFFIX = re.compile(r"^\.(eh_proj|enorm|hnorm|shared_head)\.")
+"""Tensors of such layers and no others (DeepSeek-V3, GLM-4.5), by which they are found if no key
+counts them."""
+
 
 class LayerName(NamedTuple):
     """A tensor of a layer: ``prefix + str(layer) + suffix``."""
@@ -89,9 +93,10 @@ class Tower:
         yield from self.after
 
     def layer_suffixes(self, layer: int) -> Iterator[str]:
-        """The suffixes of all tensors stored under a layer's number."""
+        """The suffixes of all tensors stored under a layer's number; none if there is no such
+        layer."""
         if layer >= self.layers:
-            yield from self.beyond[layer - self.layers]
+            yield from next(iter(self.beyond[layer - self.layers :]), ())
             return
         if layer == 0:
             yield from self.first
@@ -298,19 +303,23 @@ def _stacks(numbered: Mapping[str, _Numbered], config: Mapping[str, Any]) -> dic
         rich = len(layers) > 1 and min(len(layer) for layer in layers.values()) > 2
         rich = rich and _INNER_NETWORK.search(prefix) is None
         counted = len(layers) in declared and _NO_STACK.search(prefix) is None
-        if (counted or rich) and _RESAMPLING.search(prefix) is None:
+        if (counted or rich) and not any(p.search(prefix) for p in (_RESAMPLING, _FURTHER_STACK)):
             stacks[prefix] = [layers[number] for number in range(len(layers))]
     return stacks
 
 
 def _number_beyond(stack: Stack, config: Mapping[str, Any]) -> int:
-    """Number of layers at the end of a stack that the configuration counts separately."""
+    """Number of layers at the end of a stack that the configuration counts separately, or that it
+    does not count and whose tensors are those of a layer that predicts further tokens."""
     for place in (config, *(part for part in config.values() if isinstance(part, Mapping))):
         for extra in (place.get(key) for key in _FURTHER_LAYER_KEYS):
             counts = [place.get(key) for key in LAYER_COUNT_KEYS]
             if type(extra) is int and extra > 0 and len(stack) - extra in counts:
                 return extra
-    return 0
+    last = len(stack)
+    while last and any(map(_FURTHER_SUFFIX.search, stack[last - 1])):
+        last -= 1
+    return len(stack) - last if last in {count for _, count in declared_layers(config)} else 0
 
 
 def _by_position(
@@ -346,6 +355,9 @@ _INNER_NETWORK = re.compile(
 
 _NO_STACK = re.compile(r"(merger[^.]*|lm_heads?|codec_embedding)\.$")
 """Numbered parts that are not stacks, even if a tower happens to have as many layers."""
+
+_FURTHER_STACK = re.compile(r"(^|\.)mtp(_\w+)?(\.\w+)?\.$")
+"""Layers in a module of their own that predict further tokens: no part of any stack."""
 
 
 _NUMBER = re.compile(r"\.(\d+)(?![^.])")

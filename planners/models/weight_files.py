@@ -24,9 +24,10 @@ _VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema|ema)((?:-\d+-of-\d+)?\.\w+)$
 def weight_files(folder: Folder, known: HeaderReader | None = None) -> dict[str, set[str]]:
     """The weight files in order, each with the tensors that the index lists for it.
 
-    They are the files that transformers reads: a single file, or else the files of an index.
-    Without either, which transformers does not load, they are the files of a numbered series, or
-    else all except those of another purpose (the original's own format, an adapter).
+    They are the files that transformers reads, of the first format that has them: a single file, or
+    else the files of an index. Without either, which transformers does not load, they are the files
+    of a numbered series, or else all except those of another purpose (the original's own format, an
+    adapter).
 
     Raises:
         CheckpointError: there are none that can be read, or some are missing.
@@ -37,6 +38,7 @@ def weight_files(folder: Folder, known: HeaderReader | None = None) -> dict[str,
             return {format_.single: set()}
         if format_.index in names:
             return indexed_shards(folder, format_.index, known)
+    for format_ in FORMATS:
         found = [n for n in names if n.endswith(format_.suffixes) and n not in format_.others]
         found = _preferred_files(found, format_)
         if found:

@@ -13,6 +13,7 @@ from mergeloom.engine.output.manifest import is_inside
 from mergeloom.engine.output.side_files import SideFile
 from mergeloom.engine.storage.folder import Folder, walk
 from mergeloom.planners.models.small_files import read_list
+from mergeloom.planners.models.weight_files import weight_files
 
 MAX_SIDE_FILE_BYTES = 256 << 20
 MAX_SIDE_FILES = 1000
@@ -156,11 +157,16 @@ def _module_folders(donor: Folder) -> set[str]:
 
 
 def _folders_with_weights(model: Folder) -> dict[str, list[str]]:
-    """Weight files in each subfolder of a model, by folder name."""
-    found: dict[str, list[str]] = {}
+    """Weight files in each subfolder of a model, by folder name, except those that are read."""
+    found = []
     for name in itertools.islice(walk(model), _MAX_INSPECTED):
         path = PurePosixPath(name)
         is_hidden = any(part.startswith(".") for part in path.parts)
         if len(path.parts) > 1 and path.suffix in _WEIGHT_SUFFIXES and not is_hidden:
-            found.setdefault(path.parts[0], []).append(name)
-    return dict(sorted(found.items()))
+            found.append(name)
+    read = weight_files(model) if found else {}
+    folders: dict[str, list[str]] = {}
+    for name in found:
+        if name not in read:
+            folders.setdefault(PurePosixPath(name).parts[0], []).append(name)
+    return dict(sorted(folders.items()))

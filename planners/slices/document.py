@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from mergeloom.engine.base.dtypes import BF16, F16
-from mergeloom.engine.base.errors import CheckpointError, Finding, LoomError
+from mergeloom.engine.base.errors import CheckpointError, Finding, LoomError, Place
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Method
 from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice
@@ -15,6 +15,8 @@ from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.parameters import Parameters
 from mergeloom.planners.config.tokenizer import BASE, TokenizerSettings
+from mergeloom.planners.models.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from mergeloom.planners.models.adapter import has_adapter
 from mergeloom.planners.models.architecture import Tower, beside_layers
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.pool import Models
@@ -268,15 +270,8 @@ def _open_model(
         )
     if reference in models.notes:
         findings.warn(place, models.notes[reference], code="adapter-alone")
-    if isinstance(model, StoredModel) and model.checkpoint.passed_over:
-        files = model.checkpoint.passed_over
-        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        findings.warn(
-            place,
-            f"'{model.name}' has '{files[0]}'{more} beside its weights, which neither "
-            "transformers nor mergeloom reads",
-            code="passed-over",
-        )
+    if isinstance(model, StoredModel):
+        _warn_of_other_weights(model, place, findings)
     namesakes = models.namesakes(reference)
     if namesakes is not None:
         taken, other = (os.path.abspath(path) for path in (namesakes[0], namesakes[1][0]))
@@ -292,6 +287,27 @@ def _open_model(
             f"the revision of '{reference}' has no effect: a local directory is taken as it is",
         )
     return model
+
+
+def _warn_of_other_weights(model: StoredModel, place: Place, findings: Findings) -> None:
+    """Warn of weight files in a model's folder that are not read."""
+    files = list(model.checkpoint.passed_over)
+    if has_adapter(model.checkpoint.folder):
+        files = [name for name in files if name not in ADAPTER_WEIGHTS]
+        findings.warn(
+            place,
+            f"'{model.name}' has an adapter beside its weights, which is not applied",
+            f"write '{model.name}+{model.name}' to merge the model with it",
+            "passed-over",
+        )
+    if files:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        findings.warn(
+            place,
+            f"'{model.name}' has '{files[0]}'{more} beside its weights, which neither "
+            "transformers nor mergeloom reads",
+            code="passed-over",
+        )
 
 
 def donor_reference(document: MergeDocument) -> ModelReference:

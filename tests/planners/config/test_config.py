@@ -339,6 +339,10 @@ WARNED = {
         "merge_method: slerp\nmodels: [a]\nparameters: {t: []}",
         "config.yml:3: parameters.t: 't' is an empty list and has no effect",
     ),
+    "empty slices": (
+        "merge_method: linear\nmodels: [a]\nslices: []",
+        "config.yml:3: slices: 'slices' is empty and has no effect beside 'models': remove it",
+    ),
     "octal": (
         "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 010]}]}]",
         "layer_range[1]: '010' is an octal number in YAML, 8",

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mergeloom.engine.base.errors import CheckpointError, ConfigError
 from mergeloom.engine.storage.safetensors import HeaderReader
 from mergeloom.planners.models.checkpoint import INDEX, open_checkpoint
-from tests.planners.support import llama, llama_names, llamas, plan_text
+from tests.planners.support import llama, llama_names, llamas, load_tensors, plan_text
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -86,6 +88,18 @@ def test_a_single_file_does_not_lead_out_of_the_checkpoint(tmp_path: Path) -> No
     shutil.move(model / "model.safetensors", tmp_path / "elsewhere.safetensors")
     (model / "model.safetensors").symlink_to("../elsewhere.safetensors")
     assert "leads outside the checkpoint's directory" in refusal(model)
+
+
+def test_a_link_into_a_hub_cache_is_followed(tmp_path: Path) -> None:
+    """Older versions of the hub's library downloaded to a directory of links into its cache."""
+    model = llama(tmp_path / "a", shards=2)
+    blobs = tmp_path / "cache" / "models--owner--name" / "blobs"
+    blobs.mkdir(parents=True)
+    for path in list(model.iterdir()):
+        shutil.move(path, blobs / path.name)
+        path.symlink_to(blobs / path.name)
+    assert set(open_checkpoint(model).tensors) == set(llama_names(4))
+    assert plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path).side_files
 
 
 def test_links_out_of_a_directory_that_imitates_the_hub_cache_are_refused(tmp_path: Path) -> None:
@@ -217,6 +231,30 @@ def test_the_same_files_as_in_transformers_are_read(tmp_path: Path) -> None:
     only = llama(tmp_path / "only")
     (only / "model.safetensors").rename(only / "consolidated.safetensors")
     assert set(open_checkpoint(only).tensors) == set(found.tensors)
+
+
+def test_files_without_an_index_come_after_those_that_transformers_reads(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a", shards=2)
+    (model / INDEX).unlink()
+    other = llama(tmp_path / "b", seed=1)
+    torch.save(load_tensors(other), model / "pytorch_model.bin")
+    found = open_checkpoint(model)
+    assert [Path(source.name).name for source in found.sources] == ["pytorch_model.bin"]
+    assert found.passed_over == tuple(f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+
+
+def test_an_adapter_beside_the_weights_is_named_and_can_be_applied(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a", layers=1)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    matrices = {name.format("A"): torch.ones(2, 8), name.format("B"): torch.ones(8, 2)}
+    save_file(matrices, model / "adapter_model.safetensors")
+    (model / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    (warning,) = plan_text("merge_method: passthrough\nmodels: [a]\n", tmp_path).warnings
+    assert "'a' has an adapter beside its weights, which is not applied: write 'a+a'" in warning
+    plan = plan_text("merge_method: passthrough\nmodels: [a+a]\n", tmp_path)
+    assert not plan.warnings
+    (model_with,) = {tensor.contributions[0].model.name for tensor in plan.tensor_plans()}
+    assert model_with == "a+a"
 
 
 def test_what_equal_headers_say_is_shared_and_places_are_not(tmp_path: Path) -> None:

@@ -90,3 +90,19 @@ def test_modules_that_lie_elsewhere_are_not_followed(tmp_path: Path) -> None:
     listed = [{"path": "../b"}, {"path": "/etc"}, {"path": 7}, "x", {"path": "2_Dense/.."}]
     (tmp_path / "a" / "modules.json").write_text(json.dumps(listed))
     assert not any(".." in name or name.startswith("/") for name in names(planned(tmp_path)))
+
+
+def test_shards_in_a_folder_that_the_index_names_are_read(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a", shards=2)
+    index = model / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    (model / "shards").mkdir()
+    for name in set(content["weight_map"].values()):
+        (model / name).rename(model / "shards" / name)
+    content["weight_map"] = {key: f"shards/{name}" for key, name in content["weight_map"].items()}
+    index.write_text(json.dumps(content))
+    assert not plan_text("models: [a]\nmerge_method: passthrough\n", tmp_path).warnings
+    (model / "original").mkdir()
+    save_file({"x": torch.zeros(1)}, model / "original" / "x.safetensors")
+    plan = plan_text("models: [a]\nmerge_method: passthrough\n", tmp_path)
+    assert plan.warnings == ("weights in 'original/' of 'a' are neither merged nor copied",)
