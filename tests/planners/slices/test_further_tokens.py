@@ -1,4 +1,4 @@
-"""Layers that predict further tokens (MTP) belong to no stack: merged with those of other models."""
+"""Layers that predict further tokens (MTP) belong to no stack, and need not be in every model."""
 
 from __future__ import annotations
 
