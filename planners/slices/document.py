@@ -291,9 +291,10 @@ def _open_model(
 
 def _warn_of_other_weights(model: StoredModel, place: Place, findings: Findings) -> None:
     """Warn of weight files in a model's folder that are not read."""
-    files = list(model.checkpoint.passed_over)
-    if has_adapter(model.checkpoint.folder):
-        files = [name for name in files if name not in ADAPTER_WEIGHTS]
+    files = model.checkpoint.passed_over
+    others = tuple(name for name in files if name not in ADAPTER_WEIGHTS)
+    if others != files and has_adapter(model.checkpoint.folder):
+        files = others
         findings.warn(
             place,
             f"'{model.name}' has an adapter beside its weights, which is not applied",
