@@ -78,6 +78,10 @@ def merge(
     )
 
 
+_OWN_CONDITIONS = frozenset({"finished", "incomplete", "interrupted", "damaged"})
+"""Conditions of directories that an earlier merge wrote into."""
+
+
 def run_merge(
     planned: PlannedMerge,
     output: Path,
@@ -97,6 +101,10 @@ def run_merge(
     from mergeloom import api
 
     state = planned.output_state
+    if restart and state is not None and state.condition in _OWN_CONDITIONS:
+        message = f"'{output}' holds an earlier merge, which --restart discards"
+        state = replace(state, will="start", message=message)
+        planned = replace(planned, output_state=state)
     chosen_printer = printer
     if state is not None and state.will in ("refuse", "nothing") and not (restart or verify):
         chosen_printer = replace(printer, quiet=True)  # the error or the result says everything

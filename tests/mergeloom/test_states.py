@@ -152,6 +152,17 @@ def test_digests_are_checked_on_request(config: Path, tmp_path: Path) -> None:
     assert (out / "model.safetensors").read_bytes() == whole
 
 
+def test_a_merge_that_starts_over_says_so(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whole = merged(config, out)
+    (out / ".mergeloom" / "manifest.json").write_text("{")
+    found = run("merge", config, out, "--restart")
+    assert found.returncode == 0
+    assert f"'{out}' holds an earlier merge, which --restart discards" in found.stderr
+    assert "damaged" not in found.stderr
+    assert (out / "model.safetensors").read_bytes() == whole
+
+
 def test_changed_side_files_are_written_again_on_request(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     merged(config, out)
