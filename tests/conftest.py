@@ -28,3 +28,8 @@ settings.load_profile("mergeloom")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--review", action="store_true", help="write anew what people review")
+    parser.addoption(
+        "--every-family",
+        action="store_true",
+        help="judge more families of models, and each by models of two depths too (15 minutes)",
+    )

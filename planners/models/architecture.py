@@ -23,13 +23,20 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from mergeloom.engine.base.records import dataclass
-from mergeloom.planners.models.roles import Shape, acts_after, output_head, token_embedding
+from mergeloom.planners.models.roles import (
+    Shape,
+    acts_after,
+    output_head,
+    projected_sense,
+    token_embedding,
+)
 
 LAYER_COUNT_KEYS = (
     "num_hidden_layers",
     "n_layer",
     "n_layers",
     "num_layers",
+    "num_layers_per_stack",
     "num_decoder_layers",
     "num_encoder_layers",
     "encoder_layers",
@@ -189,7 +196,7 @@ def infer_architecture(shapes: Mapping[str, Shape], config: Mapping[str, Any]) -
     owners, titles, main = _owners_of_paths(stacks, embedding or "")
     outside_layers: dict[str, list[str]] = defaultdict(list)
     for name in outside:
-        outside_layers[_owner(name, owners, main)].append(name)
+        outside_layers[_owner(name, owners, main, shapes)].append(name)
     towers = []
     for prefix in [main, *sorted(prefix for prefix in stacks if prefix != main)]:
         own = outside_layers.get(prefix, [])
@@ -235,6 +242,8 @@ def beside_layers(tower: Tower) -> Iterator[str]:
     for name in (*tower.before, *tower.after):
         parts = _split_name(name)
         if parts is None or not parts.prefix.startswith(f"{module}." if module else ""):
+            continue
+        if _NO_STACK.search(parts.prefix) is not None:
             continue
         inside = parts.prefix.rstrip(".").rpartition(".")[0]
         if not parts.suffix:
@@ -353,7 +362,9 @@ _INNER_NETWORK = re.compile(
 """Numbered networks that are parts of towers, such as projectors, and not stacks of layers."""
 
 
-_NO_STACK = re.compile(r"(merger[^.]*|lm_heads?|codec_embedding)\.$")
+_NO_STACK = re.compile(
+    r"(^|\.)(merger[^.]*|\w*_heads|lm_head|(?!class_)\w*embed(ding|_token)?s?|\w*projectors)\.$"
+)
 """Numbered parts that are not stacks, even if a tower happens to have as many layers."""
 
 _FURTHER_STACK = re.compile(r"(^|\.)mtp(_\w+)?(\.\w+)?\.$")
@@ -430,8 +441,29 @@ def _shared_parts(prefix: str, name: str) -> int:
     return next((i for i, (one, other) in enumerate(pairs) if one != other), 0)
 
 
-def _owner(name: str, owners: Mapping[Path, str], main: str) -> str:
-    """The prefix of the tower to which a weight outside all layers belongs."""
+def _owner(
+    name: str,
+    owners: Mapping[Path, str],
+    main: str,
+    shapes: Mapping[str, Shape],
+) -> str:
+    """The prefix of the tower to which a weight outside all layers belongs.
+
+    A weight at a fork belongs to the main tower below it, but what acts after the layers of another
+    to that one: the projection of CLIP's images, and the output head of an encoder and a decoder.
+    """
     path = tuple(name.split("."))
-    found = (owners[path[:n]] for n in range(len(path), -1, -1) if path[:n] in owners)
-    return next(found, main)
+    found = (path[:n] for n in range(len(path), -1, -1) if path[:n] in owners)
+    fork = next(found, ())
+    owner = owners.get(fork, main)
+    below = [prefix for path, prefix in owners.items() if path[: len(fork)] == fork]
+    if len(below) > 1 and (sense := projected_sense(name, shapes)) is not None:
+        return next((prefix for prefix in below if sense.search(prefix)), owner)
+    head = _LOGITS.fullmatch(path[len(fork)])
+    if head is not None and "encoder" in owner and "decoder" not in owner:
+        return next((prefix for prefix in below if "decoder" in prefix), owner)
+    return owner
+
+
+_LOGITS = re.compile(r"(\w*_)?lm_heads?|logits_\w+|final_logits_bias|proj_out|output_projection")
+"""Modules that turn what a decoder computes into scores of tokens."""

@@ -14,12 +14,15 @@ Shape = tuple[int, ...]
 
 _AFTER_LAYERS = re.compile(
     r"(\w*_)?lm_heads?|heads?|\w+_head|head_norm|embed_out|lm_loss|cls|(\w+_)?predictions?"
-    r"|pred_layer|score|(pre_)?classifiers?|classification_head|(\w+_)?pooler|qa_outputs|logits_proj"
+    r"|pred_layer|score|(pre_)?classifiers?|classification_head|(\w+_)?pooler|qa_outputs|logits_(proj|dense)"
     r"|sequence_summary|final_logits_bias|proj_out|project_out|output|output_projection|output_layer"
     r"|vocab_(projector|transform|layer_norm)|altup_unembed_projections|final_(linear|layer|proj)"
     r"|mtp(_\w+)?|text_projection|unembed(ding)?(_projection)?|regression_layer|gating|reward_\w+|custom_text_proj"
 )
 """Modules other than norms that act after the layers, including those that predict later tokens."""
+
+_CONNECTOR = re.compile(r"(?!vocab_)\w*(projectors?|qformer|resampler|connector|abstractor)")
+"""Modules between a tower of images or sound and the language model, whatever is inside them."""
 
 _NORM = re.compile(r"norm|^ln|_ln$|_ln_|layrnorm|^ln_f$", re.IGNORECASE)
 _EARLY_NORM = re.compile(
@@ -68,9 +71,16 @@ def acts_after(name: str, prefix: str, names: Collection[str], config: Mapping[s
     while own and modules[:own] != stack[:own]:
         own -= 1
     inner = modules[own:] or [name.rpartition(".")[2]]
-    if any(_AFTER_LAYERS.fullmatch(module) for module in inner) or inner == ["decoder"]:
+    for module in inner:
+        if _CONNECTOR.fullmatch(module):
+            return False
+        if _AFTER_LAYERS.fullmatch(module):
+            return True
+    if inner == ["decoder"]:
         return True
     if modules == ["linear"]:  # ColBERT's
+        return True
+    if (sense := projected_sense(name, names)) is not None and sense.search(prefix):
         return True
     if inner == ["embedding_projection"]:  # from the words' width to that of the embedding they get
         return str(config.get("model_type")).startswith("embedding_gemma2")
@@ -85,6 +95,27 @@ def acts_after(name: str, prefix: str, names: Collection[str], config: Mapping[s
         return False
     own_module = ".".join([*modules[:own], ""])
     return not _acts_before(own_module, names, config)
+
+
+_SENSES = (re.compile(r"vision|visual|image"), re.compile(r"audio|speech"))
+_SENSE_PROJECTION = re.compile(r"(^|.*?\.)(visual|vision|image|audio|speech)_projection\.")
+
+
+def projected_sense(name: str, names: Collection[str]) -> re.Pattern[str] | None:
+    """Words for the input that a weight projects to where CLIP and its like compare it with text.
+
+    Its module is beside such a projection of text, or beside the one tower of a model without text;
+    elsewhere one of that name connects a tower with a language model. ``None`` if it is another.
+    """
+    found = _SENSE_PROJECTION.match(name)
+    if found is None:
+        return None
+    inner = f"{found[1]}text_projection."
+    if not any(other.startswith(inner) for other in names):
+        roots = {other.partition(".")[0] for other in names} - {f"{found[2]}_projection"}
+        if found[1] or len(roots) != 1:
+            return None
+    return next(sense for sense in _SENSES if sense.search(found[2]))
 
 
 def _acts_before(own_module: str, names: Collection[str], config: Mapping[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.roles import has_part_per_layer, is_shared, layer_axis
 from mergeloom.planners.models.token_weights import Head, TokenWeights, has_token_head
+from mergeloom.planners.output.layers.locations import are_parts
 from mergeloom.planners.planner import PlanningContext
 from mergeloom.planners.slices.modules import TowerModule, assign_modules
 from mergeloom.planners.slices.notes import notes
@@ -376,7 +377,7 @@ def _towers_with_modules(
         return found
     module = document.modules[None]
     names = [tower.name for tower in architecture.towers]
-    if not module.whole and len(names) > 1:
+    if not module.whole and len(names) > 1 and not are_parts(donor.config, architecture.towers):
         raise document.place.error(
             f"'{donor.name}' has {len(names)} towers of layers ({', '.join(names)})",
             "write 'modules' with 'slices' for each, or 'models' to merge them whole",

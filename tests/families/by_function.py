@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from tests.families.family import Stack
-from tests.families.tiny import DEPTH
 
 Run = Callable[[nn.Module], Any]
 Origin = tuple[int, int]
@@ -146,7 +145,12 @@ def wrong_layers(
 
 
 def wrong_around(
-    output: nn.Module, calls: Calls, first: nn.Module, last: nn.Module, stack: Stack
+    output: nn.Module,
+    calls: Calls,
+    first: nn.Module,
+    last: nn.Module,
+    stack: Stack,
+    depths: tuple[int, int],
 ) -> Iterator[str]:
     """Weights outside a stack's layers that are from the wrong end of it.
 
@@ -158,10 +162,12 @@ def wrong_around(
     for name, tensor in own.items():
         acts[id(tensor)] = min(acts.get(id(tensor), calls.last), _begin(name, calls))
     for name, tensor in own.items():
-        if name.startswith(f"{stack.path}.") or not tensor.is_floating_point():
+        inside = name.startswith(tuple(f"{path}." for path in (stack.path, *stack.parts)))
+        if inside or not tensor.is_floating_point():
             continue
         if any(part in name for part in stack.by_layer):
-            if not _same(tensor, _by_layer(a[name], b[name], tensor.shape, stack)):
+            ends = [(a if w == stack.spans[0][0] else b)[name] for w in "AB"]
+            if not _same(tensor, _by_layer(ends, tensor.shape, stack, depths)):
                 yield f"'{name}' does not have its parts from the layers' models"
             continue
         after = acts[id(tensor)] >= calls.last and name.startswith(stack.root)
@@ -172,10 +178,31 @@ def wrong_around(
             yield f"'{name}' is not the {'last' if after else 'first'} slice's{other}"
 
 
-def _by_layer(a: torch.Tensor, b: torch.Tensor, shape: Sequence[int], stack: Stack) -> torch.Tensor:
+def wrong_parts(
+    output: nn.Module, sources: Sequence[nn.Module], origins: Sequence[Origin], stack: Stack
+) -> Iterator[str]:
+    """Parts of a stack's layers, in lists of their own, that are not those of their layers."""
+    for path in stack.parts:
+        part = layers_of(output, path)
+        if len(part) != len(origins):
+            yield f"{len(part)} of '{path}' instead of {len(origins)}"
+            continue
+        for i, (which, layer) in enumerate(origins):
+            theirs = layers_of(sources[which], path)[layer].state_dict()
+            own = part[i].state_dict()
+            if own.keys() != theirs.keys() or not all(_same(own[n], theirs[n]) for n in own):
+                yield f"'{path}' {i} is not {'AB'[which]}'s {layer}"
+
+
+def _by_layer(
+    wholes: Sequence[torch.Tensor], shape: Sequence[int], stack: Stack, depths: Sequence[int]
+) -> torch.Tensor:
     """The parts of each layer's own model, along the dimension that is longer in the output."""
-    axis = next(n for n, size in enumerate(shape) if size != a.shape[n])
-    parts = {which: whole.chunk(DEPTH, axis) for which, whole in (("A", a), ("B", b))}
+    axis = next(n for n, size in enumerate(shape) if size != wholes[0].shape[n])
+    parts = {
+        which: whole.chunk(depth, axis)
+        for which, whole, depth in zip("AB", wholes, depths, strict=True)
+    }
     return torch.cat(
         [parts[w][i] for w, start, stop in stack.spans for i in range(start, stop)], axis
     )

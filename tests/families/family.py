@@ -26,7 +26,7 @@ class Stack:
     of theirs follows the depth. ``root`` is the module beyond which no weight acts after these
     layers, however late it runs. Names with a part in ``from_first`` or ``from_last`` are that
     slice's wherever they act; those in ``by_layer`` have a part for each layer, which is that
-    layer's.
+    layer's. ``parts`` are further lists with one module for each of these layers.
     """
 
     path: str
@@ -38,6 +38,7 @@ class Stack:
     from_first: tuple[str, ...] = ()
     from_last: tuple[str, ...] = ()
     by_layer: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     run: Run | None = None
 
 

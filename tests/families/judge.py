@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +16,52 @@ from mergeloom import api
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.planners.models.checkpoint import open_checkpoint
 from mergeloom.planners.models.model import StoredModel
-from tests.families.by_function import layers_of, watch, wrong_around, wrong_layers
-from tests.families.family import Family, Stack
-from tests.families.tiny import fill, make_model
+from tests.families.by_function import (
+    layers_of,
+    watch,
+    wrong_around,
+    wrong_layers,
+    wrong_parts,
+)
+from tests.families.family import Family, Span, Stack
+from tests.families.tiny import DEPTH, at_depth, fill, make_model
 
 LOADED = ("missing_keys", "unexpected_keys", "mismatched_keys")
+
+
+Depths = tuple[int, int]
+"""The numbers of layers of the two models."""
+
+ALIKE: Depths = (DEPTH, DEPTH)
+
+DEPTH_WARNING = "the output computes with the first, for layers of the others too"
+"""Words of a warning about a constant that models of different depths do not share."""
 
 
 class Pair:
     """Two models of one family with different weights, saved and loaded."""
 
-    def __init__(self, family: Family, folder: Path) -> None:
+    def __init__(self, family: Family, folder: Path, depths: Depths = ALIKE) -> None:
         self.family = family
+        self.depths = depths
         self.cls = getattr(transformers, family.cls)
         self.paths = (folder / "A", folder / "B")
         self.models = []
-        model = make_model(family.cls, family.sizes)
-        for seed, path in enumerate(self.paths):
+        made = {depth: make_model(family.cls, family.sizes, depth) for depth in depths}
+        for seed, (path, depth) in enumerate(zip(self.paths, depths, strict=True)):
+            model = made[depth]
             fill(model, seed)
             model.save_pretrained(path)
-            self._like_the_hub(path)
+            self._like_the_hub(path, depth)
             self.models.append(self.load(path))
 
-    def _like_the_hub(self, path: Path) -> None:
+    def _like_the_hub(self, path: Path, depth: int) -> None:
         if self.family.config is not None:
             config = read_config(path)
+            before = dict(config)
             self.family.config(config)
+            own = {key: value for key, value in config.items() if value != before.get(key)}
+            config.update(at_depth(own, depth))
             (path / "config.json").write_text(json.dumps(config, indent=2))
         if self.family.tensors is not None:
             tensors = load_tensors(path)
@@ -66,6 +87,13 @@ class Pair:
 
     def path(self, which: str) -> Path:
         return self.paths["AB".index(which)]
+
+    def spans(self, stack: Stack) -> tuple[Span, ...]:
+        """The layers of a stack; a part up to a model's end reaches that of a deeper one."""
+        ends = dict(zip("AB", self.depths, strict=True))
+        return tuple(
+            (w, start, ends[w] if stop == DEPTH else stop) for w, start, stop in stack.spans
+        )
 
     def model(self, which: str) -> Any:
         return self.models["AB".index(which)]
@@ -132,8 +160,9 @@ def _differences(
 
 def wrong_stack(pair: Pair, stack: Stack, output: Path) -> Iterator[str]:
     """What is wrong with one stack of layers of the two models."""
+    stack = replace(stack, spans=pair.spans(stack))
     try:
-        result = merge(_stack_config(pair, stack), output)
+        result = merge(_in_tower(pair, stack, _stacked(pair, stack), "passthrough"), output)
     except LoomError as error:
         if stack.refused is None:
             yield f"refused: {error}"
@@ -143,7 +172,7 @@ def wrong_stack(pair: Pair, stack: Stack, output: Path) -> Iterator[str]:
     except Exception as error:
         yield f"crashes: {error!r}"
         return
-    if stack.refused is not None:
+    if stack.refused is not None and pair.depths == ALIKE:
         yield f"not refused for '{stack.refused}'"
         return
     model = pair.load(output)
@@ -156,37 +185,91 @@ def wrong_stack(pair: Pair, stack: Stack, output: Path) -> Iterator[str]:
         return
     run = stack.run or pair.family.run
     calls = watch(model, stack.path, run)
-    if stack.says is None:
+    warnings = result.planned.plan.warnings
+    if stack.says is None and not any(DEPTH_WARNING in warning for warning in warnings):
         yield from wrong_layers(calls, pair.models, origins, stack.path, run)
-    elif not any(stack.says in warning for warning in result.planned.plan.warnings):
+    elif stack.says is not None and not any(stack.says in warning for warning in warnings):
         yield f"no warning says '{stack.says}'"
     first, last = pair.model(stack.spans[0][0]), pair.model(stack.spans[-1][0])
-    yield from wrong_around(model, calls, first, last, stack)
+    yield from wrong_around(model, calls, first, last, stack, pair.depths)
+    yield from wrong_parts(model, pair.models, origins, stack)
 
 
-def _stack_config(pair: Pair, stack: Stack) -> dict[str, Any]:
-    spans = [
-        {"model": str(pair.path(which)), "layer_range": [start, stop]}
-        for which, start, stop in stack.spans
-    ]
-    slices = [{"sources": [span]} for span in spans]
+def wrong_mean(pair: Pair, stack: Stack, output: Path) -> Iterator[str]:
+    """What is wrong with the mean of layers at different numbers of models of two depths."""
+    starts = {which: 2 * (depth > DEPTH) for which, depth in zip("AB", pair.depths, strict=True)}
+    sources = [_source(pair, (which, at, at + 3)) for which, at in starts.items()]
+    for source in sources:
+        source["parameters"] = {"weight": 0.5}
+    try:
+        merge(_in_tower(pair, stack, [{"sources": sources}], "linear"), output)
+    except LoomError as error:
+        if stack.refused is None:
+            yield f"mean refused: {error}"
+        return
+    except Exception as error:
+        yield f"mean crashes: {error!r}"
+        return
+    model = pair.load(output)
+    if isinstance(model, str):
+        yield f"mean: {model}"
+        return
+    layers = [layers_of(found, stack.path) for found in (model, *pair.models)]
+    if len(layers[0]) != 3:
+        yield f"mean: {len(layers[0])} layers instead of 3"
+        return
+    for i, layer in enumerate(layers[0]):
+        own, a, b = (
+            dict(found.named_parameters())
+            for found in (layer, layers[1][i + starts["A"]], layers[2][i + starts["B"]])
+        )
+        for name in own.keys() & a.keys() & b.keys():  # the first has relative positions in T5
+            if not torch.allclose(own[name], (a[name] + b[name]) / 2):
+                yield f"mean: '{name}' of layer {i} is not the mean"
+
+
+def _source(pair: Pair, span: Span) -> dict[str, Any]:
+    which, start, stop = span
+    return {"model": str(pair.path(which)), "layer_range": [start, stop]}
+
+
+def _stacked(pair: Pair, stack: Stack) -> list[dict[str, Any]]:
+    return [{"sources": [_source(pair, span)]} for span in stack.spans]
+
+
+def _in_tower(
+    pair: Pair, stack: Stack, slices: list[dict[str, Any]], method: str
+) -> dict[str, Any]:
+    """A configuration with slices of one tower; the others, if any, are the first model's."""
     if stack.module is None:
-        return {"merge_method": "passthrough", "slices": slices}
+        return {"merge_method": method, "slices": slices}
     donor = StoredModel("A", open_checkpoint(pair.paths[0]))
     names = [tower.name for tower in donor.architecture.towers]
-    assert stack.module in names, f"{stack.module} is not among {names}"
-    whole = {"models": [{"model": str(pair.paths[0])}]}
-    modules = {name: {"slices": slices} if name == stack.module else whole for name in names}
-    return {"merge_method": "passthrough", "modules": modules}
+    own = {} if method == "passthrough" else {"parameters": {"weight": 1.0}}
+    whole = {"models": [{"model": str(pair.paths[0]), **own}]}
+    inside = [name for name in names if f"{name}.".startswith(f"{stack.module}.")]
+    assert inside, f"{stack.module} is not among {names}"
+    modules = {name: whole for name in names if name not in inside}
+    return {"merge_method": method, "modules": {stack.module: {"slices": slices}, **modules}}
 
 
-def problems(family: Family, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """What is judged of a family, and what is wrong with each."""
-    pair = Pair(family, folder)
+def problems(
+    family: Family, folder: Path, depths: Depths = ALIKE
+) -> Iterator[tuple[str, list[str]]]:
+    """What is judged of a family, and what is wrong with each.
+
+    Two models of one depth are also merged whole, two of different depths in part.
+    """
+    pair = Pair(family, folder, depths)
     unloaded = [model for model in pair.models if isinstance(model, str)]
     yield "itself", unloaded
     if unloaded:
         return
-    yield "whole", list(wrong_whole(pair, folder))
+    if depths == ALIKE:
+        yield "whole", list(wrong_whole(pair, folder))
     for number, stack in enumerate(family.stacks):
-        yield f"stack {number}", list(wrong_stack(pair, stack, folder / f"stack{number}"))
+        output = folder / f"stack{number}"
+        wrong = list(wrong_stack(pair, stack, output))
+        if depths != ALIKE:
+            wrong += wrong_mean(pair, stack, output.with_suffix(".mean"))
+        yield f"stack {number}", wrong

@@ -11,15 +11,19 @@ from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 DEPTH = 4
 
+_COUNTS = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "layers", "depth", "num_blocks"),
+    *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
+    *("encoder_num_hidden_layers", "decoder_num_hidden_layers"),
+)
+"""Keys of the number of layers."""
+
 _SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "type_vocab_size"), 64),
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim"), 16),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "d_ff", "d_inner", "dff"), 24),
     **dict.fromkeys(("ffn_hidden_size", "n_inner", "hidden_dim"), 24),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "prediction_length"), 24),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), DEPTH),
-    **dict.fromkeys(("encoder_layers", "decoder_layers", "num_decoder_layers"), DEPTH),
-    **dict.fromkeys(("depth", "num_encoder_layers"), DEPTH),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 2),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 1),
@@ -41,26 +45,38 @@ _SIZES: dict[str, Any] = {
 """Small values of keys that many configurations have."""
 
 
-def tiny_config(kind: str | type[PretrainedConfig], sizes: Mapping[str, Any]) -> PretrainedConfig:
+def tiny_config(
+    kind: str | type[PretrainedConfig], sizes: Mapping[str, Any], depth: int = DEPTH
+) -> PretrainedConfig:
     """The configuration of a model type with small values, and with ``sizes`` above all."""
     found = CONFIG_MAPPING[kind] if isinstance(kind, str) else kind
     fields = getattr(found, "__dataclass_fields__", {})
-    values: dict[str, Any] = {key: value for key, value in _SIZES.items() if key in fields}
+    usual = {**_SIZES, **dict.fromkeys(_COUNTS, depth)}
+    values: dict[str, Any] = {key: value for key, value in usual.items() if key in fields}
     sizes = dict(sizes)
     for key, sub in found.sub_configs.items():
         own = dict(sizes.pop(key, {}) or {})
         model_type = own.pop("model_type", None)
         if model_type is not None or sub.__name__ != "AutoConfig":
-            values[key] = tiny_config(model_type or sub, own)
+            values[key] = tiny_config(model_type or sub, own, depth)
     return found(**{**values, **sizes})
 
 
-def make_model(name: str, sizes: Mapping[str, Any]) -> PreTrainedModel:
+def at_depth(value: Any, depth: int) -> Any:
+    """A value of a configuration, its lists with an entry for each layer as long as ``depth``."""
+    if isinstance(value, Mapping):
+        return {key: at_depth(inner, depth) for key, inner in value.items()}
+    if isinstance(value, list) and len(value) == DEPTH:
+        return [value[i % DEPTH] for i in range(depth)]
+    return value
+
+
+def make_model(name: str, sizes: Mapping[str, Any], depth: int = DEPTH) -> PreTrainedModel:
     """An untrained tiny model of the class ``name``."""
     cls = getattr(transformers, name)
     kind = cls.config_class
-    sizes = dict(sizes)
-    config = tiny_config(sizes.pop("model_type", kind), sizes)
+    sizes = at_depth(sizes, depth)
+    config = tiny_config(sizes.pop("model_type", kind), sizes, depth)
     return cls(config).eval()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mergeloom.planners.models.class_defaults import class_defaults
 from mergeloom.planners.output.layers import keys
-from mergeloom.planners.output.layers.locations import is_main_stack, object_at
+from mergeloom.planners.output.layers.locations import TowerLocation, is_main_stack, object_at
 from mergeloom.planners.output.layers.stack import Edit, RestackedTower
 
 
@@ -19,6 +21,7 @@ def set_counts(edit: Edit) -> None:
         return
     for key in location.counts:
         edit.set(edit.path, key, new)
+    _set_passes(edit)
     for path, others in location.repetitions:
         for key in others:
             edit.set(path, key, new)
@@ -31,6 +34,17 @@ def set_counts(edit: Edit) -> None:
         _write_default_count(edit)
     if location.side == "encoder":
         _keep_decoder(edit)
+
+
+def _set_passes(edit: Edit) -> None:
+    """Set the number of passes through layers, where it is given beside the number of layers.
+
+    HRM passes several times through each layer of its two stacks and has a cache for each pass.
+    """
+    old, passes = edit.donor.depth, edit.donor.section.get("num_hidden_layers")
+    counts = edit.donor.location.counts if edit.donor.location is not None else ()
+    if "num_layers_per_stack" in counts and type(passes) is int and passes % old == 0:
+        edit.set(edit.path, "num_hidden_layers", passes // old * edit.tower.depth)
 
 
 def set_predictors(edit: Edit) -> None:
@@ -86,7 +100,7 @@ def _keep_decoder(edit: Edit) -> None:
             if "num_layers" in edit.donor.section:
                 edit.set(edit.path, "num_decoder_layers", other.depth)
             elif not location.counts and other.depth != edit.tower.depth:
-                _refuse_shared_count(edit, other)
+                _refuse_shared_count(edit, [other])
 
 
 def _without_count(edit: Edit, other: RestackedTower) -> bool:
@@ -100,20 +114,28 @@ def _without_count(edit: Edit, other: RestackedTower) -> bool:
 
 
 def _refuse_other_depths(edit: Edit) -> None:
-    """Refuse if a key also counts another tower, with a different depth."""
+    """Refuse if a key also counts other towers, with a different depth."""
     own = edit.donor.location
-    for other in edit.towers:
-        location = other.donor.location
-        if other is edit.tower or location is None or own is None or location.path != own.path:
-            continue
-        if set(location.counts) & set(own.counts) and other.depth != edit.tower.depth:
-            _refuse_shared_count(edit, other)
+    sharing = [
+        other
+        for other in edit.towers
+        if own is not None and other is not edit.tower and shares_count(own, other.donor.location)
+    ]
+    if any(other.depth != edit.tower.depth for other in sharing):
+        _refuse_shared_count(edit, sharing)
 
 
-def _refuse_shared_count(edit: Edit, other: RestackedTower) -> None:
-    first, second = sorted((edit.tower.name, other.name))
+def shares_count(one: TowerLocation, other: TowerLocation | None) -> bool:
+    """Whether one key counts the layers at both locations."""
+    return other is not None and other.path == one.path and bool({*one.counts} & {*other.counts})
+
+
+def _refuse_shared_count(edit: Edit, others: Sequence[RestackedTower]) -> None:
+    *first, last = sorted(f"'{tower.name}'" for tower in (edit.tower, *others))
     edit.refuse(
-        f"one key of the config.json of '{edit.donor.model}' counts the layers of '{first}' and of "
-        f"'{second}'",
-        "give both the same number of layers",
+        f"one key of the config.json of '{edit.donor.model}' counts the layers of "
+        f"{', '.join(first)} and of {last}",
+        "give all the same number of layers"
+        if first[1:]
+        else "give both the same number of layers",
     )

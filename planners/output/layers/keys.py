@@ -63,6 +63,7 @@ VISION_OUTPUT_KEYS: Mapping[str, int] = {
     "insert_layer_id": 0,
     "mm_vision_select_layer": 1,
     "select_layer": 1,
+    "spatial_vision_layer": 1,
     "vision_feature_layer": 1,
     "vision_select_layer": 1,
 }

@@ -27,6 +27,8 @@ def renumber_outputs(edit: Edit) -> None:
         for key, value in section.items():
             if key in elsewhere:
                 _renumber_outputs(edit, path, key, value, elsewhere[key])
+            elif key == "deepstack_layer_map" and elsewhere is keys.VISION_OUTPUT_KEYS:
+                _renumber_pairs(edit, path, key, value)
 
 
 def _objects(config: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -43,6 +45,17 @@ def _renumber_outputs(edit: Edit, path: Path, key: str, value: Any, first: int) 
     found = _new_numbers(edit, path, key, items, first)
     if found is not None:
         edit.set(path, key, found if isinstance(value, list) else found[0])
+
+
+def _renumber_pairs(edit: Edit, path: Path, key: str, value: Any) -> None:
+    """The same for pairs of a layer of the vision tower and one of the text (Granite Vision 4)."""
+    pairs = value if isinstance(value, list) else []
+    if not all(isinstance(p, list) and [type(item) for item in p] == [int, int] for p in pairs):
+        return
+    found = _new_numbers(edit, path, key, [pair[0] for pair in pairs], 1)
+    if found is not None:
+        new = [[layer, pair[1]] for layer, pair in zip(found, pairs, strict=True)]
+        edit.set(path, key, new)
 
 
 def _new_numbers(

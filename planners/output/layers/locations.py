@@ -94,6 +94,21 @@ def locate_towers(config: Mapping[str, Any], stacks: Sequence[Stack]) -> list[To
     ]
 
 
+def are_parts(config: Mapping[str, Any], stacks: Sequence[Stack]) -> bool:
+    """Whether towers are parts of one stack of layers (XLM's lists of attentions and of networks,
+    HRM's two levels): their prefixes differ in one word, and one key counts the layers of all."""
+    paths = [stack.prefix.split(".") for stack in stacks]
+    parts_named = {word for path in paths for part in path for word in words(part)} & _PART_WORDS
+    if parts_named or len({len(path) for path in paths}) != 1:
+        return False
+    differing = [part for part in zip(*paths, strict=True) if len(set(part)) > 1]
+    found = locate_towers(config, stacks)
+    located = [location for location in found if location is not None]
+    counts = [{(location.path, key) for key in location.counts} for location in located]
+    one_key = len(located) == len(stacks) and bool(set.intersection(*counts))
+    return one_key and len(differing) == 1
+
+
 def _unnamed_owner(path: Path, found: Sequence[TowerLocation | None]) -> int:
     """Index of the tower to which settings at ``path`` that name no tower apply: the first counted
     by a key that names none, or the encoder, or the first."""

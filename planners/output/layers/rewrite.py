@@ -31,6 +31,7 @@ def rewrite_layers(config: Mapping[str, Any], towers: Sequence[RestackedTower]) 
         warn_of_mixed_kinds(edit)
         set_predictors(edit)
         if tower.is_unchanged:
+            refuse_unexplained(edit)  # layers of another number may be merged with the donor's
             continue
         if tower.donor.location is None:
             if tower.depth != tower.donor.depth:

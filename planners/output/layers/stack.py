@@ -20,6 +20,11 @@ class SourceLayer:
     description: Description
     layer: int
 
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The tensors of the layer, without those that belong to its position."""
+        return self.description.tower.suffixes[self.layer]
+
     def __str__(self) -> str:
         return f"layer {self.layer} of '{self.description.model}'"
 
@@ -47,6 +52,12 @@ class RestackedTower:
         """Whether the source of every output layer is the donor's layer of the same number."""
         own = [origin.layer if origin.description is self.donor else -1 for origin in self.origins]
         return own == list(range(self.donor.depth))
+
+    def moved_to(self, layer: int) -> list[SourceLayer]:
+        """The main source of an output layer, and sources of another number merged with it."""
+        origin = self.origins[layer]
+        merged = self.merged[layer] if self.merged else ()
+        return [origin, *(source for source in merged if source.layer != origin.layer)]
 
 
 @dataclass(frozen=True)

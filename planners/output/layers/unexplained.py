@@ -39,7 +39,7 @@ def refuse_unexplained(edit: Edit) -> None:
         theirs = others[origin.description.model]
         if theirs is None:
             continue
-        layer = frozenset(origin.description.tower.suffixes[origin.layer])
+        layer = frozenset().union(*(source.suffixes for source in edit.tower.moved_to(i)))
         needed = (
             None
             if by_position is None
@@ -60,8 +60,9 @@ def refuse_unexplained(edit: Edit) -> None:
                 place = f"the {_position(i, new)}" if _position(i, new) else "an inner"
                 has = "has" if odd in layer else "lacks"
                 why = f"which {has} {told}, unlike {place} layer of such a model"
+            source = next((s for s in edit.tower.moved_to(i) if odd in s.suffixes), origin)
             edit.refuse(
-                f"layer {i} of the output's '{edit.tower.name}' is made from {origin}, {why}",
+                f"layer {i} of the output's '{edit.tower.name}' is made from {source}, {why}",
                 "keep every layer at its number, or merge whole models",
             )
             return

@@ -313,7 +313,12 @@ VISION = (
                 root="text_model",
                 from_last=("text_projection",),
             ),
-            Stack("vision_model.encoder.layers", module="vision_model", root="vision_model"),
+            Stack(
+                "vision_model.encoder.layers",
+                module="vision_model",
+                root="vision_model",
+                from_last=("visual_projection",),
+            ),
         ),
         {"projection_dim": 16},
     ),

@@ -99,6 +99,35 @@ def test_an_encoder_decoder_has_two_towers() -> None:
     assert {name for tower in architecture.towers for name in tower.names()} == set(found)
 
 
+@pytest.mark.parametrize(
+    "head", ["lm_head.weight", "logits_dense.weight", "lm_head.out_proj.weight"]
+)
+def test_a_head_is_the_decoders_where_the_encoder_has_the_embedding(head: str) -> None:
+    """Byte Latent Transformers, Dia and T5Gemma 2: the encoder is the tower of the tokens."""
+    found = ["model.encoder.embed_tokens.weight", head]
+    found += names("model.encoder.layers.", 3, *BLOCK) + names("model.decoder.layers.", 4, *BLOCK)
+    encoder, decoder = infer(found, {"encoder_layers": 3, "decoder_layers": 4}).towers
+    assert (encoder.name, encoder.after) == ("encoder", ())
+    assert (decoder.name, decoder.after) == ("decoder", (head,))
+
+
+def test_a_projection_of_images_that_is_compared_with_text_is_the_last_of_its_tower() -> None:
+    text, images = names("text_model.layers.", 3, *BLOCK), names("vision_model.layers.", 4, *BLOCK)
+    projections = ["text_projection.weight", "visual_projection.weight"]
+    both = infer([*text, *images, "text_model.token_embedding.weight", *projections], {})
+    assert [tower.after for tower in both.towers] == [(name,) for name in projections]
+    (alone,) = infer([*images, "visual_projection.weight"], {}).towers
+    assert alone.after == ("visual_projection.weight",)
+
+
+def test_projections_of_images_for_a_language_model_act_before_its_layers() -> None:
+    """GIT's has CLIP's name; those of Granite Vision 4 have a whole transformer inside."""
+    between = ["git.visual_projection.0.weight", "git.projectors.0.qformer.output.dense.weight"]
+    found = names("git.image_encoder.layers.", 3, *BLOCK) + names("git.encoder.layer.", 4, *BLOCK)
+    text, images = infer([*found, "git.embeddings.word_embeddings.weight", *between], {}).towers
+    assert {*between} <= {*text.before, *images.before}
+
+
 def test_a_vision_language_model_has_a_tower_for_each() -> None:
     found = [
         "vision_tower.vision_model.embeddings.patch_embedding.weight",

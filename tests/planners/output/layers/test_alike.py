@@ -41,3 +41,14 @@ def test_layers_of_another_model_are_looked_at_too() -> None:
     assert "layer 0 of 'other', which lacks 'attn_norm.weight'" in found
     (found,) = refusals(donor, *(SourceLayer(other, i) for i in range(1, 5)))
     assert "layer 1 of 'other', which has 'attn_norm.weight', unlike the first" in found
+
+
+def test_layers_of_another_number_that_are_merged_are_looked_at_too() -> None:
+    """The first layer, merged with an inner one, would get the norm of the inner one."""
+    donor, other = modernbert(4), modernbert(6, "other")
+    for depth in (3, 4):  # the donor's layers, some or all of them
+        made = tuple(SourceLayer(donor, i) for i in range(depth))
+        merged = tuple((layer, SourceLayer(other, layer.layer + 2)) for layer in made)
+        tower = RestackedTower("t", donor, made, merged)
+        (refusal,) = map(str, rewrite_layers(donor.config, [tower]).refusals)
+        assert "layer 2 of 'other', which has 'attn_norm.weight', unlike the first" in refusal

@@ -261,3 +261,18 @@ def test_changes_of_the_configuration_are_listed() -> None:
     found = stacked({"num_hidden_layers": 4, "max_window_layers": 4}, [0, 1])
     assert found.notes == ["num_hidden_layers: 4 -> 2", "max_window_layers: 4 -> 2"]
     assert stacked({"num_hidden_layers": 4}, range(4)).notes == []
+
+
+def test_one_refusal_names_all_stacks_that_one_key_counts() -> None:
+    config = {"model_type": "xlm", "n_layers": 4}
+    lists = dict.fromkeys((f"transformer.{part}." for part in ("attentions", "ffns", "norms")), 4)
+    (refusal,) = map(str, restacked(config, lists, {"transformer.ffns.": MORE}).refusals)
+    assert "'transformer.ffns.' and of 'transformer.norms.': give all the same number" in refusal
+
+
+def test_passes_through_layers_follow_their_number() -> None:
+    """HRM passes eight times through the layers of both levels, and counts them too."""
+    config = {"model_type": "hrm_text", "num_hidden_layers": 32, "num_layers_per_stack": 4}
+    levels = {"model.L_module.layers.": 4, "model.H_module.layers.": 4}
+    found = ok(restacked(config, levels, dict.fromkeys(levels, MORE)))
+    assert found == {**config, "num_hidden_layers": 48, "num_layers_per_stack": 6}

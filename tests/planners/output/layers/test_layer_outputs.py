@@ -42,6 +42,14 @@ def test_layer_outputs_may_be_counted_from_the_embedding_or_the_end() -> None:
     assert found["vision_feature_layer"] == [-3, 1]
 
 
+def test_pairs_of_layers_follow_the_tower_of_images() -> None:
+    """Granite Vision 4 takes images of vision layers, most counted from the end."""
+    pairs = {"deepstack_layer_map": [[-3, 1], [2, 0], [-1, 0]], "spatial_vision_layer": -2}
+    found = with_vision({}, [0, 1, 2, 3, 4, 4, 5], **pairs)
+    assert found["deepstack_layer_map"] == [[-4, 1], [2, 0], [-1, 0]]
+    assert found["spatial_vision_layer"] == -2
+
+
 def test_the_talker_keeps_its_layer_of_the_thinker() -> None:
     thinker = {"text_config": {"num_hidden_layers": 6}}
     talker = {"accept_hidden_layer": 4, "text_config": {"num_hidden_layers": 4}}
