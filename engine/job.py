@@ -142,7 +142,9 @@ def run(
         if options.restart:
             directory.clear()
         warnings: list[str] = []
-        run = _Run(job, options, target, planned, poll, begun, building, warnings, began, counters)
+        run = _Run(
+            job, options, target, planned, poll, begun, building, warnings, [], began, counters
+        )
         manifest = directory.finished()
         if manifest is not None and _is_complete(manifest, directory, run):
             outcome = run.outcome(None, None, resumed=len(job.graph.writes))
@@ -208,7 +210,8 @@ def _write_rest(
 
 @dataclass(frozen=True)
 class _Run:
-    """State shared by the parts of one run; ``planned`` is the schedule of the whole graph.
+    """State shared by the parts of one run; ``planned`` is the schedule of the whole graph,
+    ``peaks`` the predicted peak memory of each part in bytes.
 
     ``began`` and ``counters`` are the time and the kernel's I/O counters at its beginning.
     """
@@ -221,19 +224,22 @@ class _Run:
     begun: Callable[[Begun], None] | None
     building: Callable[[frozenset[str]], None] | None
     warnings: list[str]
+    peaks: list[int]
     began: float
     counters: tuple[int, int] | None
 
     def outcome(self, plan: Schedule | None, progress: Progress | None, resumed: int) -> Outcome:
         """The outcome so far; see `outcome_of`."""
         warnings = tuple(self.warnings)
-        return outcome_of(plan, progress, self.began, self.counters, resumed, warnings)
+        found = outcome_of(plan, progress, self.began, self.counters, resumed, warnings)
+        return replace(found, predicted_peak_bytes=max(self.peaks, default=0))
 
     def schedule(self, graph: Graph, resumed: int) -> Schedule:
         """Schedule a graph, compile the missing machine code, and call ``begun``."""
         plan = self.planned
         if graph is not plan.graph:
             plan = schedule(graph, self.options.ram, self.machine)
+        self.peaks.append(plan.peak_bytes)
         build_missing(plan, self.building)
         if self.begun is not None:
             self.begun(Begun(plan, resumed))

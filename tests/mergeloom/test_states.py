@@ -175,6 +175,18 @@ def test_changed_side_files_are_written_again_on_request(config: Path, tmp_path:
     assert mergeloom.verify(out).sound
 
 
+def test_the_predicted_peak_includes_what_is_computed_again(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    whole = mergeloom.merge(config, out).report.predicted
+    (out / "config.json").unlink()
+    os.utime(tmp_path / "a" / "model.safetensors", (1, 1))
+    again = mergeloom.merge(config, out).report.predicted
+    assert whole is not None
+    assert again is not None
+    assert again.read_bytes == 0
+    assert again.peak_bytes >= whole.peak_bytes
+
+
 def test_an_input_that_was_touched_is_not_named_as_a_difference(
     config: Path, tmp_path: Path
 ) -> None:
