@@ -138,6 +138,9 @@ class AdaptedModel:
         return None if change is None else change.replaced.get(last)
 
 
+_OTHER_MODEL = "take the model that the adapter was made for"
+
+
 def apply_adapter(name: str, base: Model, adapter: Adapter) -> AdaptedModel:
     """Apply ``adapter`` to ``base``; the result is called ``name``.
 
@@ -180,6 +183,8 @@ def _prefixes(name: str, adapter: Adapter, modules: Iterable[str]) -> tuple[str,
             strip = first[: len(first) - len(rest)]
             for candidate in sorted(m for m in known if m == rest or m.endswith(f".{rest}")):
                 add = candidate[: len(candidate) - len(rest)]
+                if _numbers(strip) and _numbers(add) and _numbers(strip) != _numbers(add):
+                    continue  # layer 9 is not another name of layer 0
                 moved = (add + m[len(strip) :] for m in wanted if m.startswith(strip))
                 if all(m.startswith(strip) for m in wanted) and known.issuperset(moved):
                     return strip, add
@@ -194,6 +199,10 @@ def _prefixes(name: str, adapter: Adapter, modules: Iterable[str]) -> tuple[str,
     )
 
 
+def _numbers(prefix: str) -> list[str]:
+    return [part for part in prefix.split(".") if part.isdigit()]
+
+
 def _check(model: AdaptedModel) -> None:
     """Check that all changed tensors exist and fit."""
     for module, change in model.changes.items():
@@ -202,21 +211,26 @@ def _check(model: AdaptedModel) -> None:
             if f"{module}.{last}" not in model:
                 raise CheckpointError(
                     f"'{model.name}': the adapter has '{module}.{last}', which the model "
-                    "does not have"
+                    "does not have",
+                    remedy=_OTHER_MODEL,
                 )
         if (change.product or change.rows) and weight not in model:
-            raise CheckpointError(f"'{model.name}' has no '{weight}', which the adapter changes")
+            raise CheckpointError(
+                f"'{model.name}' has no '{weight}', which the adapter changes", remedy=_OTHER_MODEL
+            )
         if change.product is not None:
             _check_product(model.name, weight, model.shape(weight), change.product)
             if change.product.bias is not None and bias not in model:
                 raise CheckpointError(
-                    f"'{model.name}': the adapter adds a bias to '{module}', which has none"
+                    f"'{model.name}': the adapter adds a bias to '{module}', which has none",
+                    remedy=_OTHER_MODEL,
                 )
         if change.rows is not None:
             shape, new = model.shape(weight), change.rows
             if new.rows.shape[1:] != shape[1:] or max(new.indices, default=0) >= shape[0]:
                 raise CheckpointError(
-                    f"'{model.name}': the adapter's rows for '{weight}' do not fit the model's"
+                    f"'{model.name}': the adapter's rows for '{weight}' do not fit the model's",
+                    remedy=_OTHER_MODEL,
                 )
 
 

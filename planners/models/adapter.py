@@ -27,6 +27,7 @@ from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder
+from mergeloom.engine.storage.safetensors import COPY_AGAIN
 from mergeloom.planners.models.checkpoint import Checkpoint, open_files
 from mergeloom.planners.models.small_files import read_object
 
@@ -143,9 +144,7 @@ def open_adapter(name: str, folder: Folder) -> Adapter:
     _refuse_unsupported(directory, config)
     weights = _weights_file(folder)
     if weights is None:
-        raise CheckpointError(
-            f"'{directory}' has no {WEIGHTS[0]}", remedy="copy or download it again"
-        )
+        raise CheckpointError(f"'{directory}' has no {WEIGHTS[0]}", remedy=COPY_AGAIN)
     checkpoint = open_files(folder, config, {weights: set()})
     changes = dict(_changes(checkpoint))
     base, revision = (
@@ -227,7 +226,9 @@ def _product(
     if down is None and up is None:
         return None
     if down is None or up is None:
-        raise CheckpointError(f"'{directory}' has only one of the two matrices for '{module}'")
+        raise CheckpointError(
+            f"'{directory}' has only one of the two matrices for '{module}'", remedy=COPY_AGAIN
+        )
     rank = _module_setting(config, module, "rank_pattern", "r", directory)
     alpha = _module_setting(config, module, "alpha_pattern", "lora_alpha", directory)
     if len(down.shape) < 2 or len(up.shape) < 2 or down.shape[0] != rank or up.shape[1] != rank:
@@ -303,10 +304,13 @@ def _replaced_rows(checkpoint: Checkpoint, module: str, rows: StoredTensor) -> t
         last = module.rpartition(".")[2]
         given = given.get(module, given.get(last, next(iter(given.values()), None)))
     if not isinstance(given, list) or not all(type(each) is int and each >= 0 for each in given):
-        raise CheckpointError(f"{where}: 'trainable_token_indices' is not a list of token ids")
+        raise CheckpointError(
+            f"{where}: 'trainable_token_indices' is not a list of token ids", remedy=COPY_AGAIN
+        )
     if len(given) != rows.shape[0]:
         raise CheckpointError(
             f"{where}: 'trainable_token_indices' names {len(given)} tokens of '{module}', the "
-            f"weights have {rows.shape[0]}"
+            f"weights have {rows.shape[0]}",
+            remedy=COPY_AGAIN,
         )
     return tuple(given)

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import Folder
-from mergeloom.engine.storage.safetensors import MAX_NAME, HeaderReader
+from mergeloom.engine.storage.safetensors import COPY_AGAIN, MAX_NAME, HeaderReader
 from mergeloom.planners.models.formats import FORMATS, SAFETENSORS, WeightFormat
 from mergeloom.planners.models.small_files import MAX_JSON_BYTES, parse_object
 
@@ -84,7 +84,7 @@ def indexed_shards(
         if not folder.has(shard):
             raise CheckpointError(
                 f"'{folder.name}' lacks the shard '{shard[:200]}'",
-                remedy="copy or download it again",
+                remedy=COPY_AGAIN,
             )
     return shards
 
@@ -97,13 +97,13 @@ def _shards(where: str, content: bytes) -> dict[str, set[str]]:
     """
     weight_map = parse_object(content, where).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{where} has no 'weight_map'")
+        raise CheckpointError(f"{where} has no 'weight_map'", remedy=COPY_AGAIN)
     if not "".join(weight_map).isprintable() or len(max(weight_map, key=len)) > MAX_NAME:
         odd = next(name for name in weight_map if not name.isprintable() or len(name) > MAX_NAME)
-        raise CheckpointError(f"{where}: {odd[:80]!a} is not a tensor name")
+        raise CheckpointError(f"{where}: {odd[:80]!a} is not a tensor name", remedy=COPY_AGAIN)
     if any(kind is not str for kind in set(map(type, weight_map.values()))):
         lost = next(name for name, shard in weight_map.items() if not isinstance(shard, str))
-        raise CheckpointError(f"{where}: '{lost}' is in no file")
+        raise CheckpointError(f"{where}: '{lost}' is in no file", remedy=COPY_AGAIN)
     shards: defaultdict[str, set[str]] = defaultdict(set)
     for tensor, shard in weight_map.items():
         shards[shard].add(tensor)
@@ -128,5 +128,5 @@ def _check_numbering(folder: Folder, names: Sequence[str]) -> None:
             raise CheckpointError(
                 f"'{folder.name}' has {count} of the {int(total)} shards '{family}-*-of-{total}', "
                 "and no index",
-                remedy="copy or download it again",
+                remedy=COPY_AGAIN,
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.gguf import GgufTensor
+from mergeloom.engine.storage.safetensors import COPY_AGAIN
 from mergeloom.planners.models.gguf.families import FAMILIES, LLAMA, MISTRAL, Family
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -36,7 +37,9 @@ def family_of_file(values: Mapping[str, Any], where: str) -> Family:
     """
     architecture = values.get("general.architecture")
     if not isinstance(architecture, str) or not architecture.isprintable():
-        raise CheckpointError(f"'{where}' does not name the architecture of its model")
+        raise CheckpointError(
+            f"'{where}' does not name the architecture of its model", remedy=COPY_AGAIN
+        )
     known = [each for each in FAMILIES if each.architecture == architecture]
     if not known:
         raise CheckpointError(
