@@ -92,5 +92,5 @@ def test_without_the_gguf_package_the_error_says_what_to_install(
 ) -> None:
     file = file_of("llama", tmp_path / "small.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(CheckpointError, match=r"pip install mergeloom\[gguf\]"):
+    with pytest.raises(CheckpointError, match=r"pip install 'mergeloom\[gguf\]'"):
         plan({"merge_method": "passthrough", "models": [{"model": str(file)}]})
