@@ -62,6 +62,36 @@ REFUSED = {
         "tensor 'model.embed_tokens.weight'",
     ),
     "module": ("modules: {text: {models: [a]}}\nmerge_method: passthrough", "no module 'text'"),
+    "nameless module": (
+        'modules: {"": {models: [a]}, "\\t": {models: [b]}}\nmerge_method: passthrough',
+        "a module must have a name",
+    ),
+    "empty gradient": (
+        "models: [a, b]\nmerge_method: slerp\nbase_model: a\nparameters: {t: [{filter: mlp, value: []}]}",
+        "config.yml:4: parameters.t[0].value: a gradient needs at least one value",
+    ),
+    "filter of a list": (
+        "models: [a, b]\nmerge_method: slerp\nbase_model: a\n"
+        "parameters: {t: [{filter: [mlp], value: 1}]}",
+        "config.yml:4: parameters.t[0].filter: 'filter' must be part of a tensor name",
+    ),
+    "token that is a number": (
+        "models: [a]\nmerge_method: passthrough\ntokenizer: {source: union, tokens: "
+        "{x: {source: {kind: model_token, model: a, token: 7}}}}",
+        "tokenizer.tokens.x.source.token: 'token' must be text, not 7: put it into quotes",
+    ),
+    "quantised stage": (
+        "name: s\nmodels: [a]\nmerge_method: passthrough\nquantize: fp8\n---\n"
+        "models: [s]\nmerge_method: passthrough",
+        "config.yml:4: quantize: only the last document's output is written: remove it here",
+    ),
+    "base of other layers": (
+        "slices: [{sources: [{model: b, layer_range: [0, 2], parameters: {weight: 1}}, "
+        "{model: c, layer_range: [1, 3], parameters: {weight: 1}}]}]\n"
+        "merge_method: task_arithmetic\nbase_model: a",
+        "slices[0]: the base model 'a' is not among the sources, which take different layers: "
+        "add it with the layer_range that is its part",
+    ),
 }
 
 
