@@ -133,8 +133,6 @@ def _parameter_entry(value: Value, parameter: Parameter, findings: Findings) -> 
 
 def _scalar_or_gradient(value: Value, parameter: Parameter, findings: Findings) -> Any:
     if isinstance(value.content, list):
-        if not value.content:
-            raise value.error("a gradient needs at least one value")
         return tuple(_scalar(item, parameter, findings) for item in value.content)
     return _scalar(value, parameter, findings)
 

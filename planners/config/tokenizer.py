@@ -117,7 +117,7 @@ def _token_row(value: Value, findings: Findings) -> TokenRow:
     model = read_reference(inner.require("model"), findings)
     token = inner.read("token", _token)
     number = inner.read("token_id", lambda each: each.integer("'token_id'"))
-    if (token is None) == (number is None):
+    if ("token" in inner) == ("token_id" in inner):
         raise source.error("a model_token needs either 'token' or 'token_id'")
     return TokenRow(model, token, number, False, force, value.place)
 

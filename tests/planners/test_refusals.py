@@ -66,10 +66,6 @@ REFUSED = {
         'modules: {"": {models: [a]}, "\\t": {models: [b]}}\nmerge_method: passthrough',
         "a module must have a name",
     ),
-    "empty gradient": (
-        "models: [a, b]\nmerge_method: slerp\nbase_model: a\nparameters: {t: [{filter: mlp, value: []}]}",
-        "config.yml:4: parameters.t[0].value: a gradient needs at least one value",
-    ),
     "filter of a list": (
         "models: [a, b]\nmerge_method: slerp\nbase_model: a\n"
         "parameters: {t: [{filter: [mlp], value: 1}]}",
