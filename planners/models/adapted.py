@@ -6,7 +6,7 @@ model with several adapters is read once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,6 @@ from mergeloom.planners.models.rows import stored_rows
 from mergeloom.planners.models.token_weights import Head, TokenWeights
 
 Shape = tuple[int, ...]
-HEAD = "lm_head"
 _ONE = MemorySource(b"\x00\x00\x80\x3f", "the number 1")
 
 
@@ -151,19 +150,47 @@ def apply_adapter(name: str, base: Model, adapter: Adapter) -> AdaptedModel:
     tied = tokens.kind is Head.TIED and tokens.head is None and tokens.embedding is not None
     embedding = (tokens.embedding or "").rpartition(".")[0]
     modules = {tensor.rpartition(".")[0] for tensor in base}
+    head = _head_module(base.config, modules)
     if tied:
-        modules.add(HEAD)
+        modules.add(head)
     prefixes = _prefixes(name, adapter, modules)
     strip, add = prefixes
     changes = {add + module[len(strip) :]: change for module, change in adapter.changes.items()}
     untied = tied and any(
-        module in changes and changes[module].rows is None for module in (HEAD, embedding)
+        module in changes and changes[module].rows is None for module in (head, embedding)
     )
     model = AdaptedModel(
-        name, base, adapter, changes, f"{HEAD}.weight" if untied else None, prefixes
+        name, base, adapter, changes, f"{head}.weight" if untied else None, prefixes
     )
+    if untied and modules.intersection(_TIED_WITH_BIAS):
+        raise CheckpointError(
+            f"'{name}': the adapter changes only one of embedding and head, which the model ties "
+            "together with a bias, so neither can be stored without the other",
+            remedy="merge it into its model with peft (merge_and_unload) first",
+        )
     _check(model)
     return model
+
+
+_HEADS_BESIDE = {
+    "generator_predictions.dense": "generator_lm_head",
+    "vocab_transform": "vocab_projector",
+    "head.dense": "decoder",
+}
+"""Modules outside the layers, and the name of the head beside them (ELECTRA, DistilBERT,
+ModernBERT)."""
+
+_TIED_WITH_BIAS = ("cls.predictions.transform.dense", "lm_head.dense", "predictions.dense")
+"""Modules beside heads whose bias is tied as well (BERT, RoBERTa, ALBERT)."""
+
+_HEADS_BY_TYPE = {"gpt_neox": "embed_out", "whisper": "proj_out"}
+"""Names of heads by ``model_type``; all others call theirs ``lm_head``."""
+
+
+def _head_module(config: Mapping[str, Any], modules: Collection[str]) -> str:
+    """The name of a head that is tied, and so not stored, in the model's class."""
+    beside = (head for module, head in _HEADS_BESIDE.items() if module in modules)
+    return next(beside, _HEADS_BY_TYPE.get(str(config.get("model_type")), "lm_head"))
 
 
 def _prefixes(name: str, adapter: Adapter, modules: Iterable[str]) -> tuple[str, str]:

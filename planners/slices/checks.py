@@ -20,6 +20,7 @@ from mergeloom.planners.output.config_check import (
     sort_by_tower,
 )
 from mergeloom.planners.output.layers.described import describe
+from mergeloom.planners.output.layers.locations import locate_towers, object_at
 from mergeloom.planners.output.layers.rules import Kinds
 from mergeloom.planners.slices.slices import LayerSource
 from mergeloom.planners.slices.stage import Stage, TowerPlan
@@ -43,7 +44,7 @@ def check_stage(
         configuration.
     """
     models = _models_of_stage(stage)
-    configs = {model.name: model.config for model in models}
+    configs = {model.name: _config_as_in(stage.donor, model) for model in models}
     found = list(config_differences(stage.donor.name, configs, config))
     findings.notes(difference.text for difference in found if not difference.is_incompatible)
     for model in models:
@@ -64,6 +65,29 @@ def _models_of_stage(stage: Stage) -> list[Model]:
     """The models of a stage, each once, the donor of the configuration first."""
     sources = (s.model for tower in stage.towers for part in tower.slices for s in part.sources)
     return list({model.name: model for model in (stage.donor, *sources)}.values())
+
+
+def _config_as_in(donor: Model, model: Model) -> Mapping[str, Any]:
+    """The configuration of a model, with what it says of the main tower where the donor's says it:
+    a language model has at the top what a vision-language model has in ``text_config``."""
+    path, own = (_path_of_main(each) for each in (donor, model))
+    if path is None or own is None or path == own:
+        return model.config
+    section: Mapping[str, Any] = object_at(model.config, own)
+    for key in reversed(path):
+        section = {key: section}
+    names = {key: model.config[key] for key in _NAMES if key in model.config}
+    return {**section, **names}
+
+
+_NAMES = ("architectures", "model_type")
+"""Keys of a configuration that say what it is of."""
+
+
+def _path_of_main(model: Model) -> tuple[str, ...] | None:
+    """The keys that lead to the description of a model's main tower."""
+    (found, *_) = locate_towers(model.config, model.architecture.towers)
+    return found.path if found is not None else None
 
 
 def _clashes(tower: TowerPlan) -> Iterator[str]:

@@ -17,6 +17,7 @@ from mergeloom.api import LoomWarning
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.models.adapter import open_adapter
+from tests.families.tiny import fill, make_model
 from tests.mergeloom.support import merge_without_torch
 
 peft = pytest.importorskip("peft", reason="adapters are judged by peft")
@@ -88,7 +89,7 @@ def saved(make: Callable[[], Any], settings: dict[str, Any], folder: Path, base:
     if not (folder / base).exists():
         model.save_pretrained(folder / base)
     model = type(model).from_pretrained(folder / base)
-    config = peft.LoraConfig(r=4, task_type="CAUSAL_LM", **{"lora_alpha": 8, **settings})
+    config = peft.LoraConfig(r=4, **{"lora_alpha": 8, "task_type": "CAUSAL_LM", **settings})
     config.base_model_name_or_path = str(folder / base)
     adapted = peft.get_peft_model(model, config)
     with torch.no_grad():
@@ -312,3 +313,46 @@ def test_the_tokenizer_of_an_adapter_is_used(tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).read_text() == text
     assert (tmp_path / "out" / "generation_config.json").read_text() == "{}"
     assert "`adapter`" in (tmp_path / "out" / "README.md").read_text()
+
+
+TIED_HEADS = {
+    "DistilBertForMaskedLM": ("word_embeddings", {}),
+    "ElectraForMaskedLM": ("word_embeddings", {"embedding_size": 16}),
+    "ModernBertForMaskedLM": ("tok_embeddings", {}),
+    "GPTNeoXForCausalLM": ("embed_in", {"tie_word_embeddings": True}),
+}
+
+
+@pytest.mark.parametrize("name", TIED_HEADS)
+def test_an_adapter_of_the_embedding_leaves_the_tied_head_as_it_was(
+    name: str, tmp_path: Path
+) -> None:
+    """The head is then stored under the name that the model's class has for it."""
+    embedding, sizes = TIED_HEADS[name]
+
+    def make() -> Any:
+        model = make_model(name, sizes)
+        fill(model, 0)
+        model.tie_weights()
+        return model
+
+    adapted = saved(make, {"target_modules": [embedding], "task_type": None}, tmp_path).eval()
+    merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "out")
+    loaded, about = getattr(transformers, name).from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not about["unexpected_keys"]
+    tokens = torch.tensor([[1, 9, 5, 3]])
+    with torch.no_grad():
+        found, expected = (each(input_ids=tokens).logits for each in (loaded.eval(), adapted))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
+def test_a_head_that_is_tied_together_with_its_bias_is_not_parted(
+    name: str, tmp_path: Path
+) -> None:
+    settings = {"target_modules": ["word_embeddings"], "task_type": None}
+    saved(lambda: make_model(name, {}), settings, tmp_path)
+    with pytest.raises(CheckpointError, match="which the model ties together with a bias"):
+        merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "out")

@@ -286,6 +286,26 @@ def test_a_language_model_is_merged_into_a_larger_ones_tower(
     loaded(tmp_path / "out", kind)
 
 
+@pytest.mark.parametrize("donor", ["seeing", "reading"])
+def test_a_language_model_is_compared_with_the_part_for_words_of_a_larger_one(
+    tmp_path: Path, donor: str
+) -> None:
+    """What one configuration has at the top, the other has in ``text_config``."""
+    seeing = made(tmp_path / "seeing", 0, LLAVA_CLASS, **LLAVA)
+    reading = made(tmp_path / "reading", 1, "LlamaForCausalLM", rms_norm_eps=1e-3)
+    slices = [
+        {"sources": [{"model": str(path), "layer_range": [0, 2]}]}
+        for path in ((seeing, reading) if donor == "seeing" else (reading, seeing))
+    ]
+    config: dict[str, Any] = {"merge_method": "passthrough", "slices": slices}
+    if donor == "seeing":
+        modules = {"text_decoder": {"slices": slices}, "vision_tower": {"models": [str(seeing)]}}
+        config = {"merge_method": "passthrough", "modules": modules}
+    where = "text_config.rms_norm_eps" if donor == "seeing" else "rms_norm_eps"
+    said = mergeloom.plan(config).warnings
+    assert any(str(each).startswith(f"'{where}' differs: ") for each in said), said
+
+
 def test_a_language_model_without_a_module_is_not_merged_into_a_larger_one(tmp_path: Path) -> None:
     seeing = made(tmp_path / "a", 0, LLAVA_CLASS, **LLAVA)
     reading = made(tmp_path / "b", 1, "LlamaForCausalLM")
