@@ -11,8 +11,8 @@ from mergeloom.planners.models.model import Model
 
 _ROWS = re.compile(r"(^|_)vocab_size$")
 _WIDTH = re.compile(
-    r"(^|_)(hidden_size|hidden_dim|n_embd|n_embed|d_model|embed_dim|emb_dim|dim|embedding_size|"
-    r"word_embed_proj_dim|width)$"
+    r"(^|_)(hidden_size|hidden_dim|n_embd|n_embed|d_model|embed_dim|emb_dim|embedding_size|"
+    r"word_embed_proj_dim|width)$|^dim$"
 )
 
 _OTHER_PARTS = re.compile(r"vision|visual|image|audio|speech|qformer|perceiver")

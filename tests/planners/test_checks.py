@@ -93,6 +93,14 @@ def test_values_that_the_tensors_contradict_are_named(folder: Path) -> None:
     )
 
 
+def test_the_width_of_heads_is_not_that_of_the_model(folder: Path) -> None:
+    """Classes write it before the model's, and it may happen to have the embedding's width."""
+    for name in "ab":
+        change(folder / name, head_dim=8)
+    change(folder / "b", hidden_size=9)
+    assert any("says hidden_size 9," in each for each in plan_text(LINEAR, folder).warnings)
+
+
 def test_a_count_of_another_tower_contradicts_nothing(folder: Path) -> None:
     config = json.loads((folder / "b" / "config.json").read_text())
     del config["num_hidden_layers"]
