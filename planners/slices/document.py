@@ -31,6 +31,7 @@ from mergeloom.planners.slices.slice_checks import (
     slice_levels,
     warn_of_empty_slices,
     warn_of_ends,
+    warn_of_factors,
     warn_of_no_effect,
     warn_of_relative_positions,
 )
@@ -355,6 +356,7 @@ def _plan_towers(
         if len(slices) == len(module.slices):
             warn_of_empty_slices(slices, module, findings)
             warn_of_relative_positions(tower, slices, findings)
+            warn_of_factors(tower, slices, findings)
             warn_of_ends(tower, slices, findings)
         towers.append(TowerPlan(tower, tuple(slices), module))
     return towers

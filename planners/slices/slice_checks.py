@@ -144,6 +144,10 @@ _BEFORE_ALL = re.compile(_RELATIVE_POSITIONS.pattern + r"|pre_ln|position_bias")
 """Weights that are stored in the first layer and hold for all, or act before all (RWKV)."""
 
 
+_FACTOR = re.compile(r"\blora_(embedding_)?[AB]\b")
+"""One of the two factors of an adapter stored in a checkpoint."""
+
+
 def warn_of_ends(tower: Tower, slices: Sequence[Slice], findings: Findings) -> None:
     """Find layers that lose, or get, a weight that only the first or the last layer has (the bias
     of the last attention of GPT-NeoX Japanese)."""
@@ -189,5 +193,25 @@ def warn_of_relative_positions(tower: Tower, slices: Sequence[Slice], findings: 
                 f"{' and '.join(map(repr, sorted(others)))} attend differently than before",
                 "stack layers of one model, or merge the models in every slice",
                 "positions",
+            )
+            return
+
+
+def warn_of_factors(tower: Tower, slices: Sequence[Slice], findings: Findings) -> None:
+    """Warn if models with adapters inside, factor by factor, are merged: W + B A is not linear in
+    the two factors."""
+    for part in slices:
+        sources = part.sources if part.length else ()
+        having = [s for s in sources if any(map(_FACTOR.search, s.tower.suffixes[s.start]))]
+        if len(having) > 1:
+            first = having[0]
+            name = next(filter(_FACTOR.search, first.tower.suffixes[first.start]))
+            findings.warn(
+                part.entry.place,
+                f"'{tower.layer_name(part.first, name)}' is a factor of an adapter inside "
+                f"{' and '.join(dict.fromkeys(repr(s.model.name) for s in having))}: factors that "
+                "differ are merged one by one, and their product is not the merge of the products",
+                "merge each adapter into its model's weights before",
+                "factors",
             )
             return

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
 
 import mergeloom
 from mergeloom.engine.base.errors import ConfigError
 from tests.planners.slices import tiny
 from tests.planners.support import llamas, load_tensors, made_of, plan_text
+
+peft = pytest.importorskip("peft", reason="it puts adapters inside a model")
 
 
 @pytest.fixture
@@ -214,3 +217,18 @@ def test_a_value_after_one_for_all_its_tensors_is_said(
         "takes all its tensors: put it before that one, or remove it"
     )
     assert list(found) == ([] if number is None else [expected])
+
+
+def test_adapters_inside_merged_models_are_warned_about(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        path = tiny.made(tmp_path / name, seed, "LlamaForCausalLM")
+        model = transformers.AutoModelForCausalLM.from_pretrained(path)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+        peft.inject_adapter_in_model(config, model).save_pretrained(path)
+    text = "merge_method: {method}\nmodels: [{{model: a}}, {{model: b}}]\nparameters: {{weight: 1}}"
+    (warning,) = plan_text(text.format(method="linear"), tmp_path).warnings
+    assert warning.startswith(
+        "config.yml:2: models: 'model.layers.0.self_attn.q_proj.lora_A.default.weight' is a factor of an "
+        "adapter inside 'a' and 'b': factors that differ are merged one by one"
+    )
+    assert not plan_text("merge_method: passthrough\nmodels: [a]", tmp_path).warnings
