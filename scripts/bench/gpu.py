@@ -1,31 +1,31 @@
-"""Everything that is to be known about merging on a GPU, measured in a few minutes.
+"""Measure merging on a GPU in a few minutes.
 
     scripts/run gpu --wheels .whl --out "$OUT"
     scripts/run gpu --wheels .whl --mergekit .mergekit --out "$OUT" --parts tests,first,traces
     scripts/run gpu --without-hardware 1GiB --shape tiny --large small --layers 2 --out DIR
 
-The last one is a rehearsal: the device is this machine's processor, so that times mean nothing.
-Add --minutes 30 --slower 4 to let every part come to its end there.
+The last one is a rehearsal: this machine's processor acts as the device, so times mean nothing.
+With --minutes 30 --slower 4, every part finishes there.
 
-For a bare machine: this needs a Python with torch, and what is in the folder --wheels, which is
-installed into the work directory. --mergekit is an environment that has it, or a folder of wheels.
-The parts run in this order, the most telling first, each merge as a process of its own; when the
-minutes are over, what is there is written, and parts that ended early are named:
+It needs a Python with torch, and installs the wheels in the folder --wheels into its work
+directory. --mergekit is an environment with mergekit, or a folder of its wheels. Each merge is a
+process of its own. Parts run in this order, the most informative first; when the time is over, the
+results so far are written, and unfinished parts are named:
 
     tests    the tests that need a GPU
     first    ties, dare_ties, linear and slerp, inputs in the page cache: on the device (the better
              of two), on the CPU, both compared, and mergekit --cuda
     traces   what the device did in ties and dare_ties: launches, time by kernel, bytes over the
-             bus, overlap; and what the thread did that launches
+             bus, overlap; and what the launching thread did
     large    the same four for the tensors of a 7B model, a few of its layers; mergekit at the end
     cores    ties, dare_ties and linear on four cores; where --device auto puts them
     others   della, arcee_fusion and passthrough; where --device auto puts them
     disk     ties and linear with inputs out of the page cache
     budgets  ties, dare_ties, linear and slerp with 2 GiB and 512 MiB of the device: the same bytes?
 
-No part takes longer than its limit (LIMITS), so that one does not use up the time of all.
-OUT/gpu.json and OUT/gpu.md are written anew after every merge. Ends with status 1 where a result is
-wrong or a program failed.
+Each part has a time limit (LIMITS), so that none uses up the time of the others. OUT/gpu.json and
+OUT/gpu.md are updated after every merge. The exit status is 1 if a result is wrong or a program
+failed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ LIMITS = {
     "disk": 60.0,
     "budgets": 60.0,
 }
-"""The parts in their order, and the seconds that each may take."""
+"""The parts in order, each with its time limit in seconds."""
 _TESTS = "tests/methods/test_cuda_operations.py"
 _BUILDING_SECONDS = 90.0
 
@@ -106,21 +106,21 @@ def large(session: Session, models: Models) -> None:
 
 
 def traces(session: Session, models: Models) -> None:
-    """What the device and its thread did."""
+    """Trace the device and the thread that launches its work."""
     for method in FIRST[:2]:
         session.attempt(f"{method}: profile", partial(session.profile, models, method))
         session.attempt(f"{method}: trace", partial(session.trace, models, method))
 
 
 def others(session: Session, models: Models) -> None:
-    """Methods that are used less."""
+    """Less common methods."""
     for method in OTHERS:
         device_and_cpu(session, models, method, "page cache", auto=True)
         session.tidy()
 
 
 def budgets(session: Session, models: Models, methods: Sequence[str]) -> None:
-    """The same merges in less memory of the device: are the bytes the same?"""
+    """Check that merges with less device memory give the same bytes."""
     for method in methods:
         if (models.name, method) not in session.digests:
             session.merge(models, method, "page cache", "all")
@@ -156,14 +156,14 @@ def tests(session: Session) -> None:
 
 
 def cores(session: Session, models: Models) -> None:
-    """Device and CPU, where there are few cores for all that is done here."""
+    """Device and CPU on few cores."""
     for method in FIRST[:3]:
         device_and_cpu(session, models, method, f"page cache, {CORES} cores", auto=True)
         session.tidy()
 
 
 def disk(session: Session, models: Models) -> None:
-    """Inputs out of the page cache."""
+    """Merges whose inputs are not in the page cache."""
     programs = [("mergeloom", "all"), ("mergeloom", "cpu")]
     programs += [("mergekit", "all")] if session.place.mergekit else []
     for program, budget in programs:
@@ -173,7 +173,7 @@ def disk(session: Session, models: Models) -> None:
 
 
 def nvidia() -> dict[str, str]:
-    """What the driver's program says of the device."""
+    """The driver's description of the device."""
     smi = shutil.which("nvidia-smi")
     if smi is None:
         return {}
@@ -201,7 +201,7 @@ def install(wheels: Path, target: Path) -> Path:
 
 
 def _with_mergekit(place: Place, given: Path) -> Place:
-    """The same that knows how mergekit is started: from an environment, or from wheels."""
+    """``place`` with the command that starts mergekit, from an environment or from wheels."""
     program = given / "bin" / "mergekit-yaml"
     if program.exists():
         return replace(place, mergekit=(str(program),))
@@ -211,7 +211,7 @@ def _with_mergekit(place: Place, given: Path) -> Place:
 
 
 def prepare(session: Session) -> None:
-    """What the methods are, machine code (merges build what is not there), and the machine."""
+    """List the methods, build machine code (else merges build it), and describe the machine."""
     place = session.place
     listed = last_json_document(place.call(place.python("-m", "mergeloom", "methods", "--json")))
     session.described = {method["name"]: method for method in listed["methods"]}

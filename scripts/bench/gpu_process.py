@@ -1,4 +1,4 @@
-"""What runs in processes of its own for `scripts/run gpu`: a merge that is traced, and rates.
+"""Processes started by `scripts/run gpu`: a traced merge, and measurements of rates.
 
 python -m scripts.bench.gpu_process facts
 python -m scripts.bench.gpu_process merge --without-hardware BYTES CONFIG OUT ...
@@ -35,7 +35,7 @@ _BLOCK = 1 << 24
 
 
 def facts() -> dict[str, Any]:
-    """The device as torch describes it, and the rates that limit everything else."""
+    """Torch's description of the device, and its rates of copying and launching."""
     torch: Any = import_module("torch")
     found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
     if not torch.cuda.is_available():
@@ -66,7 +66,7 @@ def facts() -> dict[str, Any]:
 
 
 def _seconds(do: Callable[[], object]) -> float:
-    """The least time that something takes on the device."""
+    """The shortest measured time of an operation on the device."""
     torch: Any = import_module("torch")
     best = float("inf")
     for _ in range(_REPEAT):
@@ -155,7 +155,7 @@ def profile(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def without_hardware(memory: int) -> None:
-    """Let this process find a device of ``memory`` bytes that is this machine's processor."""
+    """Present this machine's processor to this process as a device with ``memory`` bytes."""
     fake: Any = import_module("tests.engine.fake_device")
     host: Any = import_module("tests.engine.host_cuda")
     found = (fake.accelerator(memory, "cuda:0"),)
@@ -209,7 +209,7 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
 
 
 def _ordered(bits: Any) -> Any:
-    """The bits of bfloat16 numbers as whole numbers of the same order."""
+    """The bits of bfloat16 numbers, as integers in the same order."""
     import numpy as np
 
     return np.where(bits < 0, -(bits & 0x7FFF), bits)

@@ -19,12 +19,12 @@ from scripts.fixtures.environment import ROOT
 MOST_SECONDS = 60.0
 LEAST_SECONDS = 4.0
 FINISHED = Path(".mergeloom") / "manifest.json"
-"""What a finished output has."""
+"""A file that only a finished output has."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where merges run: programs, folders, and the time that is left.
+    """Where merges run: programs, folders, and the remaining time.
 
     ``sites`` are folders of Python packages that were installed for this; ``fake`` the bytes of a
     device without hardware, if there is to be one.
@@ -51,7 +51,7 @@ class Place:
     def call(
         self, command: Sequence[str], most: float = MOST_SECONDS, sites: Sequence[Path] = ()
     ) -> Measured:
-        """Run a command in the time that is left, ``most`` seconds at most.
+        """Run a command within the remaining time, for ``most`` seconds at most.
 
         Raises:
             OutOfTimeError: there was not enough.
@@ -73,7 +73,7 @@ class Place:
 
 @dataclass
 class Result:
-    """One run, or why there is none; bytes and seconds."""
+    """A run, or why it failed; sizes in bytes, times in seconds."""
 
     shape: str
     source: str
@@ -128,7 +128,7 @@ def measured(
 
 
 def _told(result: Result, output: str) -> None:
-    """Keep of mergeloom's own report what its table does not have."""
+    """Record facts of mergeloom's report that are not in the table."""
     report: dict[str, Any] = json.JSONDecoder().raw_decode(output.strip())[0]
     kept = ("placement", "wall_seconds", "measured", "run_warnings")
     result.more |= {key: report[key] for key in kept}

@@ -76,7 +76,7 @@ class Session:
         self.write()
 
     def fail(self, text: str) -> None:
-        """Record what must not happen: the program ends with status 1."""
+        """Record a fault; the program will end with status 1."""
         self.failures.append(text)
         print(f"gpu: FAILED: {text}", flush=True)
         self.write()
@@ -162,7 +162,7 @@ class Session:
         self.write()
 
     def profile(self, models: Models, method: str) -> None:
-        """Keep what the thread that launches did in a merge."""
+        """Profile the thread that launches work in a merge."""
         self.profiles[f"{models.name} {method}"] = self._looked_at("profile", models, method)
         self.write()
 

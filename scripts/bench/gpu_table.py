@@ -28,7 +28,7 @@ def page(
     notes: Iterable[str],
     emulated: bool,
 ) -> str:
-    """All that was measured: the table, the machine, where time went, notes and failures."""
+    """The whole page: the table, the machine, where the time went, notes and failures."""
     device = facts.get("device", {})
     told = {**facts, **device}
     machine = [f"- {_fact(name, value)}" for name, value in told.items()]
@@ -62,7 +62,7 @@ def _launching(profiles: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _fact(name: str, value: Any) -> str:
-    """One thing about the machine in words, or nothing."""
+    """A property of the machine as text; empty if unknown."""
     if not isinstance(value, (str, int, float)):
         return ""
     for suffix, size, unit in _UNITS:
@@ -74,7 +74,7 @@ def _fact(name: str, value: Any) -> str:
 def table(
     results: Iterable[Result], traces: Mapping[str, Mapping[str, Any]], emulated: bool = False
 ) -> str:
-    """One line for each merge: seconds of whole processes, and what was found out about it."""
+    """A row for each merge: seconds of the whole process, and the findings about it."""
     rows: dict[tuple[str, str, str], dict[str, Result]] = {}
     for result in results:
         key = result.shape, result.source, result.method
@@ -131,7 +131,7 @@ def _checked(results: Iterable[Result]) -> str:
 
 
 def problems(results: Sequence[Result]) -> list[str]:
-    """What failed or was stopped, a line each."""
+    """Runs that failed or were stopped, one line each."""
     return [f"{_name(each)}: {each.wrong}" for each in results if each.wrong]
 
 

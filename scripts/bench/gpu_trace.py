@@ -32,13 +32,13 @@ class Traffic:
 
     @property
     def overlap(self) -> float | None:
-        """Share of the time of copies and kernels that others of them hid."""
+        """Share of the time of copies and kernels that overlapped with others."""
         total = self.kernel_seconds + self.up_seconds + self.down_seconds
         return 1.0 - self.busy_seconds / total if total else None
 
 
 def traffic(events: Iterable[Mapping[str, Any]]) -> Traffic:
-    """What the events of a trace, as Chrome reads it, say of the device."""
+    """The activity of the device in a trace (Chrome's trace format)."""
     kernels: list[Span] = []
     by_name: dict[str, tuple[int, float]] = {}
     copies: dict[str, list[Span]] = {"up": [], "down": []}
