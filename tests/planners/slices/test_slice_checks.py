@@ -228,7 +228,7 @@ def test_adapters_inside_merged_models_are_warned_about(tmp_path: Path) -> None:
     text = "merge_method: {method}\nmodels: [{{model: a}}, {{model: b}}]\nparameters: {{weight: 1}}"
     (warning,) = plan_text(text.format(method="linear"), tmp_path).warnings
     assert warning.startswith(
-        "config.yml:2: models: 'model.layers.0.self_attn.q_proj.lora_A.default.weight' is a factor of an "
-        "adapter inside 'a' and 'b': factors that differ are merged one by one"
+        "config.yml:2: models: 'model.layers.0.self_attn.q_proj.lora_A.default.weight' is "
+        "a factor of an adapter inside 'a' and 'b': factors that differ are merged one by one"
     )
     assert not plan_text("merge_method: passthrough\nmodels: [a]", tmp_path).warnings
