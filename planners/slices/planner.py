@@ -115,13 +115,14 @@ def _rewritten_config(stage: Stage, findings: Findings) -> RewrittenConfig:
         ]
         if rows:
             vocabulary = (stage.donor.shape(stage.embedding)[0], min(rows))
+    tied = _tied_to_declare(stage)
+    changes = list(rewritten.notes)
+    if tied is False and is_declared_tied(stage.donor.config):
+        changes.append("tie_word_embeddings: false, since the head is not the embedding")
     config = rewrite_config(
-        rewritten.config,
-        document.out_dtype or document.dtype,
-        _tied_to_declare(stage),
-        vocabulary,
+        rewritten.config, document.out_dtype or document.dtype, tied, vocabulary
     )
-    return replace(rewritten, config=config)
+    return replace(rewritten, config=config, notes=changes)
 
 
 def _tied_to_declare(stage: Stage) -> bool | None:

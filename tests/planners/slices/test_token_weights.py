@@ -38,6 +38,8 @@ def test_a_head_trained_by_itself_is_kept_whatever_the_flag_says(tmp_path: Path,
     model = loaded(tmp_path / "out", f"{kind}ForCausalLM")
     torch.testing.assert_close(model.lm_head.weight.data, expected)
     assert model.config.tie_word_embeddings is False
+    changes = planned(blend(first, second)).config_changes
+    assert changes == ("tie_word_embeddings: false, since the head is not the embedding",)
 
 
 def test_passthrough_keeps_a_stored_head(tmp_path: Path) -> None:
