@@ -216,7 +216,10 @@ class Fields:
             self._findings.warn(item.place, f"{shown} has no effect here", misplaced, MISPLACED)
             return
         remedy = suggest(key, self._level.keys)
-        if nearest(key, self._level.keys) is None and self._method is not None:
+        is_like_none = nearest(key, self._level.keys) is None
+        if is_like_none and item.is_repeated and self._level is CONFIGURATION:
+            return  # it is written to be repeated, with '*' or '<<'
+        if is_like_none and self._method is not None:
             if _is_parameter(key):
                 cause = f"{shown} is a parameter of other methods, not of '{self._method.name}'"
                 self._findings.warn(item.place, f"{cause}{IGNORED}", "remove it", UNKNOWN_KEY)

@@ -50,11 +50,13 @@ _MERGE_TAG = f"{_TAG_PREFIX}merge"
 class Value:
     """One value of a document, and its place.
 
-    ``content`` is a scalar, a list of values, or a mapping of strings to values.
+    ``content`` is a scalar, a list of values, or a mapping of strings to values. ``is_repeated`` if
+    aliases repeat it, or a part of it, elsewhere.
     """
 
     content: Any
     place: Place
+    is_repeated: bool = False
 
     def error(self, cause: str, remedy: str = "", code: str = "") -> ConfigError:
         """An error at the place of this value."""
@@ -187,9 +189,27 @@ def load_documents(text: str, file: str, findings: Findings, lines: bool = True)
         ) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
-    reader = _Reader(file, findings, lines)
+    reader = _Reader(file, findings, lines, _repeated(nodes))
     values = [reader.value(node, "", 0) for node in nodes]
     return [value for value in values if value.content is not None]
+
+
+def _repeated(nodes: Sequence[Node]) -> frozenset[int]:
+    """The `id` of nodes that are in more than one place: those that aliases repeat."""
+    met: set[int] = set()
+    repeated: set[int] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if id(node) in met:
+            repeated.add(id(node))
+            continue
+        met.add(id(node))
+        if isinstance(node, MappingNode):
+            waiting.extend(value for _, value in node.value)
+        elif isinstance(node, SequenceNode):
+            waiting.extend(node.value)
+    return frozenset(repeated)
 
 
 def is_name(text: str) -> bool:
@@ -280,8 +300,11 @@ def _too_large_error(place: Place) -> ConfigError:
 
 
 class _Reader:
-    def __init__(self, file: str, findings: Findings, lines: bool) -> None:
+    def __init__(
+        self, file: str, findings: Findings, lines: bool, repeated: frozenset[int]
+    ) -> None:
         self._file = file
+        self._repeated = repeated
         self._lines = lines
         self._findings = findings
         self._count = 0
@@ -292,14 +315,17 @@ class _Reader:
         self._count += 1
         if self._count > MAX_NODES or depth > MAX_DEPTH or len(path) > MAX_NAME:
             raise _too_large_error(Place(self._file, place.line, path[:80]))
+        repeated = id(node) in self._repeated
         if isinstance(node, MappingNode):
-            return Value(self._mapping(node, path, depth), place)
+            content = self._mapping(node, path, depth)
+            inner = any(value.is_repeated for value in content.values())
+            return Value(content, place, repeated or inner)
         if isinstance(node, SequenceNode):
             children = enumerate(node.value)
             items = [self.value(child, f"{path}[{i}]", depth + 1) for i, child in children]
-            return Value(items, place)
+            return Value(items, place, repeated or any(item.is_repeated for item in items))
         assert isinstance(node, ScalarNode)
-        return Value(self._scalar(node, place), place)
+        return Value(self._scalar(node, place), place, repeated)
 
     def _place(self, node: Node, path: str) -> Place:
         return Place(self._file, node.start_mark.line + 1 if self._lines else 0, path)

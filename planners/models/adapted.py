@@ -219,10 +219,11 @@ def _prefixes(name: str, adapter: Adapter, modules: Iterable[str]) -> tuple[str,
     missing = sorted(set(wanted) - known)
     shown = ", ".join(f"'{each}'" for each in missing[:5])
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    made_for = f" (it was made for '{adapter.base}')" if adapter.base else ""
+    made_for = f", '{adapter.base}'" if adapter.base else ""
     raise CheckpointError(
-        f"'{name}': the adapter changes modules that the model does not have: {shown}{more}: "
-        f"is it an adapter for this model?{made_for}"
+        f"'{name}': the adapter changes modules that the model does not have: {shown}{more}",
+        remedy=f"give the model that it was made for{made_for}, saved by the class it was trained "
+        "with",
     )
 
 

@@ -89,8 +89,8 @@ CASES: dict[str, Case] = {
         lambda folder: adapter(folder, LORA, "model.layers.9.self_attn.q_proj"),
         ADAPTED,
         "'a+adapter': the adapter changes modules that the model does not have: "
-        "'model.layers.9.self_attn.q_proj': is it an adapter for this model?",
-        "",
+        "'model.layers.9.self_attn.q_proj'",
+        "give the model that it was made for, saved by the class it was trained with",
     ),
     "adapter with a bias": (
         lambda folder: adapter(folder, {**LORA, "lora_B.bias": (8,)}, lora_bias=True),
@@ -101,9 +101,8 @@ CASES: dict[str, Case] = {
     "adapter that replaces an absent module": (
         lambda folder: adapter(folder, {"weight": (8, 8)}, "score", modules_to_save=["score"]),
         ADAPTED,
-        "'a+adapter': the adapter changes modules that the model does not have: 'score': is it "
-        "an adapter for this model?",
-        "",
+        "'a+adapter': the adapter changes modules that the model does not have: 'score'",
+        "give the model that it was made for, saved by the class it was trained with",
     ),
     "rows of other width": (
         lambda folder: token_rows(folder, [0, 1], width=4),

@@ -46,6 +46,19 @@ models:
     )
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["x-half: &h {weight: 0.5}", "halves: [&h {weight: 0.5}, 3]", "modell: &h {weight: 0.5}"],
+)
+def test_blocks_written_to_be_repeated_are_no_unknown_keys(line: str) -> None:
+    text = f"{line}\nmerge_method: linear\nmodels: [{{model: a, parameters: *h}}, b]\n"
+    text += "parameters: {weight: 1}"
+    found = [warning.cause for warning in parse_config(text).warnings]
+    assert found == (["unknown key 'modell', it is ignored"] if "modell" in line else [])
+    alone = [warning.cause for warning in parse_config(text.replace("*h", "{}")).warnings]
+    assert alone[0] == f"unknown key '{line.partition(':')[0]}', it is ignored"
+
+
 def test_json_is_a_configuration() -> None:
     data = {
         "merge_method": "linear",
