@@ -29,7 +29,7 @@ def path_of(value: object, name: str, kind: str = "a path") -> Path:
         LoomError: it is not a path, or empty.
     """
     try:
-        text = os.fspath(value)  # type: ignore[call-overload]
+        text = os.fspath(value)  # type: ignore[call-overload]  # it may be anything
     except TypeError:
         raise _wrong_type(name, kind, value) from None
     if isinstance(text, bytes):
@@ -75,7 +75,7 @@ def integer(value: object, name: str, least: int | None = None) -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(value)  # type: ignore[arg-type]  # it may be anything
     except TypeError:
         raise _wrong_type(name, "a whole number", value) from None
     if least is not None and number < least:

@@ -62,7 +62,7 @@ def _usable_stream(stream: TextIO | None) -> TextIO:
     if stream is None:  # it was closed
         return _ClosedStream()
     with contextlib.suppress(AttributeError, ValueError, OSError):
-        stream.reconfigure(errors=_HANDLER)  # type: ignore[attr-defined]
+        stream.reconfigure(errors=_HANDLER)  # type: ignore[attr-defined]  # if it can
     return stream
 
 
