@@ -84,7 +84,7 @@ def test_estimated_time_is_scaled_by_how_earlier_estimates_came_true(plan: Plann
 
 
 def test_wrong_devices_and_sizes_are_refused(plan: Planned) -> None:
-    with pytest.raises(DeviceError, match=r"--device 'cuda:5' is not available.*cuda:0, cuda:1"):
+    with pytest.raises(DeviceError, match=r"device='cuda:5' is not available.*cuda:0, cuda:1"):
         plan(device="cuda:5")
     with pytest.raises(LoomError, match="'much' is not a size"):
         plan(device="cuda", vram="much")

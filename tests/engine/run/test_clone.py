@@ -166,7 +166,7 @@ def test_an_interrupted_run_makes_its_clones_again(volume: Path) -> None:
 
 def test_a_refused_clone_is_an_error_and_a_refused_trial_copies(volume: Path) -> None:
     graph, _ = graph_in(volume / "four")
-    with pytest.raises(RunError, match=r"cannot clone '.*': .*; fix this and the same command"):
+    with pytest.raises(RunError, match=r"cannot clone '.*': .*: fix this, and the same command"):
         run(graph, volume / "four" / "out", files=Failing(OSError(28, "no space left"), 1))
     outcome = run(graph, volume / "four" / "out", files=Failing(OSError(95, "not supported"), 0))
     assert outcome.clones == CloneBytes()

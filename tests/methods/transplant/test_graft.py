@@ -40,7 +40,7 @@ class Pair:
         self.table[self.kinds != OWN] = 0.0
         self.atoms = random.standard_normal((atoms, DONOR)) + 0.2
         self.targets = random.standard_normal((MISSING, DONOR)) + 0.2
-        self.equal_weights = random.standard_normal((atoms, width)) - 0.1
+        self.twins = random.standard_normal((atoms, width)) - 0.1
         self.dtype = dtype
         for name in ("table", "atoms", "targets", "twins"):  # as they are once stored
             values = torch.from_numpy(getattr(self, name)).to(dtype.torch)
@@ -67,7 +67,7 @@ class Pair:
         return [int((self.kinds[i : i + rows] >= 0).sum()) for i in range(0, ROWS, rows)]
 
     def tables(self) -> list[Load]:
-        return [self.load(each) for each in (self.targets, self.atoms, self.equal_weights)]
+        return [self.load(each) for each in (self.targets, self.atoms, self.twins)]
 
     @property
     def space(self) -> ways.DonorSizes:
@@ -101,7 +101,7 @@ def test_pursuit_agrees_with_the_reference(
     """From tables of several blocks, which are held in memory or not."""
     monkeypatch.setattr(kernel, "TABLE_BLOCK_BYTES", 4096)
     pair = Pair(dtype=dtype)
-    made = oracle.pursuit(pair.targets, pair.atoms, pair.equal_weights, most, EVERY)
+    made = oracle.pursuit(pair.targets, pair.atoms, pair.twins, most, EVERY)
     merge = pair.merge(ways.Pursuit(pair.space, most), *pair.tables())
     pair.check(merge, made, tmp_path, 1e-4, budgets=most > 1)
 
@@ -110,7 +110,7 @@ def test_a_table_is_read_again_where_it_cannot_be_held(tmp_path: Path) -> None:
     """As often as the plan says, in a budget that is smaller than the tables."""
     pair = Pair(dtype=F32, atoms=30_000)
     tables = pair.tables()
-    _, atoms, equal_weights = (load.nbytes for load in tables)
+    _, atoms, twins = (load.nbytes for load in tables)
     merge = pair.merge(ways.Pursuit(pair.space, 3), *tables)
     graph = pair.maker.graph(merge, F32)
     least = schedule(graph, None, machine(1)).minimum_bytes
@@ -120,7 +120,7 @@ def test_a_table_is_read_again_where_it_cannot_be_held(tmp_path: Path) -> None:
     batches = sum(-(-n // 256) for n in pair.counts(placed.work.grains.size // WIDTH))
     assert (
         tight.read_bytes - ample.read_bytes
-        == (3 * batches - 1) * atoms + (batches - 1) * equal_weights
+        == (3 * batches - 1) * atoms + (batches - 1) * twins
     )
     for name, ram in (("held", None), ("again", least)):
         run(graph, tmp_path / name, ram, 1)
@@ -135,10 +135,10 @@ def test_pursuit_stops_when_the_residual_vanishes(tmp_path: Path) -> None:
     pair.targets[300:310] = 0.0
     pair.atoms[50:53] = pair.atoms[49]
     made = np.zeros((MISSING, WIDTH))
-    made[:ATOMS] = pair.equal_weights
-    made[50:53] = pair.equal_weights[49]
+    made[:ATOMS] = pair.twins
+    made[50:53] = pair.twins[49]
     made[ATOMS:300] = oracle.pursuit(
-        pair.targets[ATOMS:300], pair.atoms, pair.equal_weights, 49, EVERY
+        pair.targets[ATOMS:300], pair.atoms, pair.twins, 49, EVERY
     )
     merge = pair.merge(ways.Pursuit(pair.space, DONOR + 5), *pair.tables())
     found = pair.once(merge, tmp_path)
@@ -155,7 +155,7 @@ def test_interpolation_agrees_with_the_reference(
     tmp_path: Path, cosine: bool, scheme: ways.Scheme
 ) -> None:
     pair = Pair()
-    made = oracle.interpolation(pair.targets, pair.atoms, pair.equal_weights, 9, cosine, scheme)
+    made = oracle.interpolation(pair.targets, pair.atoms, pair.twins, 9, cosine, scheme)
     way = ways.Interpolation(pair.space, 9, cosine, scheme)
     budgets = cosine and scheme == "distance"
     pair.check(pair.merge(way, *pair.tables()), made, tmp_path, 1e-4, budgets)
@@ -164,7 +164,7 @@ def test_interpolation_agrees_with_the_reference(
 @pytest.mark.parametrize("width", [72, 50, 31])
 def test_landmarks_agree_with_the_reference(tmp_path: Path, width: int) -> None:
     pair = Pair(width, F32)
-    made = oracle.landmarks(pair.targets, pair.atoms, pair.equal_weights)
+    made = oracle.landmarks(pair.targets, pair.atoms, pair.twins)
     merge = pair.merge(ways.LandmarkMap(pair.space, width), *pair.tables())
     pair.check(merge, made, tmp_path, 1e-5, budgets=width == DONOR)
 
@@ -174,9 +174,9 @@ def test_a_mixture_of_named_rows_is_written(tmp_path: Path) -> None:
     numbers = random.integers(0, ATOMS, (MISSING, 4)).astype(np.int32)
     weights = random.standard_normal((MISSING, 4))
     weights[:100, 1:] = 0.0
-    made = np.einsum("nm,nmw->nw", weights, pair.equal_weights[numbers])
+    made = np.einsum("nm,nmw->nw", weights, pair.twins[numbers])
     side = [pair.load(numbers, I32), pair.load(weights, F64)]
-    merge = pair.merge(ways.Mixture(MISSING, 4), pair.load(pair.equal_weights), side=side)
+    merge = pair.merge(ways.Mixture(MISSING, 4), pair.load(pair.twins), side=side)
     pair.check(merge, made, tmp_path, 1e-6)
 
 
@@ -210,12 +210,12 @@ def test_under_trained_tokens_are_not_taken(tmp_path: Path) -> None:
     pair, random = Pair(dtype=F32), np.random.default_rng(2)
     unused = random.standard_normal((6, WIDTH)) * 0.05 + random.standard_normal(WIDTH)
     pair.atoms[7:9] *= 0.01
-    pair.equal_weights[20:23] = unused[:3] + 0.05
+    pair.twins[20:23] = unused[:3] + 0.05
     usable = EVERY.copy()
     norms = np.linalg.norm(pair.atoms, axis=1)
     usable &= norms >= np.quantile(norms, 0.01)
     direction = unused.mean(0)
-    cosines = pair.equal_weights @ direction / np.linalg.norm(pair.equal_weights, axis=1)
+    cosines = pair.twins @ direction / np.linalg.norm(pair.twins, axis=1)
     cosines /= np.linalg.norm(direction)
     usable &= cosines <= max(np.quantile(cosines, 0.99), 0.5)
     assert not usable[7:9].any()
@@ -223,13 +223,13 @@ def test_under_trained_tokens_are_not_taken(tmp_path: Path) -> None:
     assert usable.sum() == ATOMS - 6  # a hundredth of the short ones is one more
     judge = WellTrained(ATOMS, DONOR, WIDTH, (True, False), 0, len(unused))
     beside = [*pair.tables(), pair.load(unused)]
-    made = oracle.pursuit(pair.targets, pair.atoms, pair.equal_weights, 5, usable)
+    made = oracle.pursuit(pair.targets, pair.atoms, pair.twins, 5, usable)
     merge = pair.merge(ways.Pursuit(pair.space, 5, judge), *beside)
     pair.check(merge, made, tmp_path, 1e-4, budgets=True)
     (tmp_path / "near").mkdir()
     near = pair.merge(ways.Interpolation(pair.space, 3, well_trained=judge), *beside)
-    atoms, equal_weights = pair.atoms[usable], pair.equal_weights[usable]
-    made = oracle.interpolation(pair.targets, atoms, equal_weights, 3, False, "distance")
+    atoms, twins = pair.atoms[usable], pair.twins[usable]
+    made = oracle.interpolation(pair.targets, atoms, twins, 3, False, "distance")
     pair.check(near, made, tmp_path / "near", 1e-4)
 
 
@@ -246,9 +246,9 @@ def test_torch_makes_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
     monkeypatch.setattr(support, "COMPILED", support.TORCH)
     made = [
-        oracle.pursuit(pair.targets, pair.atoms, pair.equal_weights, 8, EVERY),
-        oracle.interpolation(pair.targets, pair.atoms, pair.equal_weights, 5, True, "barycentric"),
-        oracle.landmarks(pair.targets, pair.atoms, pair.equal_weights),
+        oracle.pursuit(pair.targets, pair.atoms, pair.twins, 8, EVERY),
+        oracle.interpolation(pair.targets, pair.atoms, pair.twins, 5, True, "barycentric"),
+        oracle.landmarks(pair.targets, pair.atoms, pair.twins),
         np.broadcast_to(pair.table[pair.kinds == OWN].mean(0), (MISSING, WIDTH)),
     ]
     for number, (way, rows) in enumerate(zip(two, made, strict=True)):
@@ -260,8 +260,8 @@ def test_torch_makes_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_tables_that_do_not_go_together_are_refused() -> None:
     pair = Pair()
-    targets, atoms, equal_weights = pair.tables()
-    for side in ((atoms, targets, equal_weights), (targets, atoms), (targets, atoms, atoms)):
+    targets, atoms, twins = pair.tables()
+    for side in ((atoms, targets, twins), (targets, atoms), (targets, atoms, atoms)):
         with pytest.raises(GraphError, match="embedding"):
             pair.merge(ways.Pursuit(pair.space, 5), *side)
     with pytest.raises(GraphError, match="no use"):
