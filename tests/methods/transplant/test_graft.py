@@ -118,10 +118,7 @@ def test_a_table_is_read_again_where_it_cannot_be_held(tmp_path: Path) -> None:
     (placed,) = tight.merges
     assert (placed.flow.held, ample.merges[0].flow.held) == ((), (1, 2))
     batches = sum(-(-n // 256) for n in pair.counts(placed.work.grains.size // WIDTH))
-    assert (
-        tight.read_bytes - ample.read_bytes
-        == (3 * batches - 1) * atoms + (batches - 1) * twins
-    )
+    assert tight.read_bytes - ample.read_bytes == (3 * batches - 1) * atoms + (batches - 1) * twins
     for name, ram in (("held", None), ("again", least)):
         run(graph, tmp_path / name, ram, 1)
     assert sha256(tmp_path / "held") == sha256(tmp_path / "again")
@@ -137,9 +134,7 @@ def test_pursuit_stops_when_the_residual_vanishes(tmp_path: Path) -> None:
     made = np.zeros((MISSING, WIDTH))
     made[:ATOMS] = pair.twins
     made[50:53] = pair.twins[49]
-    made[ATOMS:300] = oracle.pursuit(
-        pair.targets[ATOMS:300], pair.atoms, pair.twins, 49, EVERY
-    )
+    made[ATOMS:300] = oracle.pursuit(pair.targets[ATOMS:300], pair.atoms, pair.twins, 49, EVERY)
     merge = pair.merge(ways.Pursuit(pair.space, DONOR + 5), *pair.tables())
     found = pair.once(merge, tmp_path)
     by_number = torch.from_numpy(pair.missing[np.argsort(pair.kinds[pair.missing])])
