@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import mergeloom
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import BudgetError, CheckpointError
 from mergeloom.planners.models.quantised_weights import without_quantisation
 from tests.planners.models.quantised_files import (
     CONFIG,
@@ -90,7 +90,9 @@ def test_codes_and_plain_weights_are_merged_in_any_budget(kind: str, tmp_path: P
     for name in first:
         wanted = 0.25 * first[name] + 0.75 * second[name]
         torch.testing.assert_close(found[name].double(), wanted, rtol=4e-3, atol=1e-6, msg=name)
-    smallest = mergeloom.plan(config, ram="2GiB").schedule.minimum_bytes
+    with pytest.raises(BudgetError) as error:
+        mergeloom.merge(config, tmp_path / "tight", ram="1MiB", threads=1)
+    smallest = error.value.remedy.split(" are enough")[0]  # of this process, as large as it is now
     mergeloom.merge(config, tmp_path / "tight", ram=smallest, threads=1)
     again = (tmp_path / "tight" / "model.safetensors").read_bytes()
     assert again == (tmp_path / "out" / "model.safetensors").read_bytes()
