@@ -35,7 +35,7 @@ from mergeloom.planners.slices.slice_checks import (
     warn_of_no_effect,
     warn_of_relative_positions,
 )
-from mergeloom.planners.slices.slice_sources import build_slice, warn_of_left_out_base
+from mergeloom.planners.slices.slice_sources import SliceBuilder
 from mergeloom.planners.slices.slices import (
     LayerSource,
     Slice,
@@ -341,18 +341,17 @@ def _plan_towers(
         if module is None:
             towers.append(_copied_tower(tower, document, donor))
             continue
+        builder = SliceBuilder(document, module, method, models)
         slices: list[Slice] = []
         for entry in module.slices:
             first = slices[-1].first + slices[-1].length if slices else 0
-            part = findings.attempt(
-                build_slice, entry, first, tower, module, document, method, models
-            )
+            part = findings.attempt(builder.build, entry, first, tower)
             if part is not None:
                 slices.append(part)
                 levels = slice_levels(part, module, document)
                 check_required(part, method, levels, findings)
                 warn_of_no_effect(part, method, levels, findings)
-            warn_of_left_out_base(entry, module, document, method, models, findings)
+            builder.warn_of_left_out_base(entry, findings)
         if len(slices) == len(module.slices):
             warn_of_empty_slices(slices, module, findings)
             warn_of_relative_positions(tower, slices, findings)

@@ -28,7 +28,7 @@ from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, Planner, PlanningCon
 from mergeloom.planners.recipe import LeftOutReason, Recipe
 from mergeloom.planners.slices.document import donor_reference
 from mergeloom.planners.slices.slice_checks import check_required, slice_levels, warn_of_no_effect
-from mergeloom.planners.slices.slice_sources import build_slice, warn_of_left_out_base
+from mergeloom.planners.slices.slice_sources import SliceBuilder
 from mergeloom.planners.slices.slices import Slice, TensorSources
 from mergeloom.planners.slices.tensor_plan import (
     MergingRules,
@@ -237,11 +237,12 @@ def _inputs_as_slice(document: StateDictDocument, planning: PlanningContext) -> 
     (entry,) = module.slices
     donor = models.weights(donor_reference(document))
     tower = weights.tower(donor, Tower("default", "", (), (), ()))
-    part = build_slice(entry, 0, tower, module, document, method, weights)
+    builder = SliceBuilder(document, module, method, weights)
+    part = builder.build(entry, 0, tower)
     levels = slice_levels(part, module, document)
     check_required(part, method, levels, findings)
     warn_of_no_effect(part, method, levels, findings)
-    warn_of_left_out_base(entry, module, document, method, weights, findings, "nothing")
+    builder.warn_of_left_out_base(entry, findings, "nothing")
     findings.check()
     return part
 
