@@ -27,7 +27,6 @@ _MAX_SEARCHED = 1000
 _MARK = object()
 _CODEC = codecs.lookup("raw-unicode-escape")
 """Looked up here, because looking it up while reading a pickle would import a module."""
-_DAMAGE = (ValueError, LookupError, TypeError, OverflowError, RecursionError, struct.error)
 
 
 class PickleFault(Exception):
@@ -47,11 +46,16 @@ class GlobalName:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnknownObject:
-    """Stands for the result of a call of ``called``, which was not made. ``has_tensors`` says
-    whether its arguments contain tensors or storages."""
+    """Stands for the result of a call of ``called``, which was not made. ``parts`` are what it was
+    given: arguments, state, items."""
 
     called: str
-    has_tensors: bool = False
+    parts: list[Any]
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether it contains tensors, or is one itself."""
+        return contains_tensors(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,42 +144,50 @@ class _StackMachine:
         if isinstance(target, dict):
             for key, value in zip(pairs[::2], pairs[1::2], strict=True):
                 target[_hashable(key)] = value
+        else:
+            self.append(pairs)
 
     def append(self, values: list[Any]) -> None:
-        if isinstance(self.stack[-1], list):
-            self.stack[-1].extend(values)
+        """Extend a list, or the parts of an object that was not made."""
+        target = self.stack[-1]
+        if isinstance(target, UnknownObject):
+            target.parts.extend(values)
+        elif isinstance(target, list):
+            target.extend(values)
 
 
 def _hashable(key: Any) -> Any:
     """The key of a dictionary entry; keys of other types, unhashable or nested, are replaced."""
     if isinstance(key, (str, int, float, bytes, type(None))):
         return key
-    return UnknownObject("a key")
+    return UnknownObject("a key", [])
 
 
 def _call(called: Any, arguments: tuple[Any, ...]) -> Any:
     rebuild = _REBUILDS.get(str(called)) if isinstance(called, GlobalName) else None
     if rebuild is None:
         what = str(called) if isinstance(called, GlobalName) else "something unnamed"
-        return UnknownObject(what, _contains_tensors(arguments))
+        return UnknownObject(what, list(arguments))
     try:
         return rebuild(*arguments)
     except (TypeError, ValueError) as error:
         raise PickleFault(f"it calls {called} with unexpected arguments") from error
 
 
-def _contains_tensors(value: Any) -> bool:
+def contains_tensors(value: Any) -> bool:
     """Whether a value contains tensors or storages; large values are searched only partly."""
     waiting = [value]
     for _ in range(_MAX_SEARCHED):
         if not waiting:
             break
         item = waiting.pop()
-        if isinstance(item, (PickledTensor, StorageRef)) or (
-            isinstance(item, UnknownObject) and item.has_tensors
-        ):
+        if isinstance(item, (PickledTensor, StorageRef)):
             return True
-        if isinstance(item, dict):
+        if isinstance(item, UnknownObject):
+            if item.called.startswith(_TENSOR_MAKERS):
+                return True
+            waiting += item.parts[:_MAX_SEARCHED]
+        elif isinstance(item, dict):
             waiting += islice(item.values(), _MAX_SEARCHED)
         elif isinstance(item, (tuple, list)):
             waiting += item[:_MAX_SEARCHED]
@@ -190,7 +202,21 @@ def _sizes(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> PickledTensor:
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    grad: Any = None,
+    hooks: Any = None,
+    metadata: Any = None,
+    *_: Any,
+) -> PickledTensor | UnknownObject:
+    """A tensor; ``metadata`` says whether its values are negated or conjugated when they are read,
+    which its storage does not show."""
+    if isinstance(metadata, dict) and any(metadata.values()):
+        how = ", ".join(str(key) for key, is_set in metadata.items() if is_set)
+        return UnknownObject(f"{_TENSOR_MAKERS[0]}tensor_v2 ({how})", [storage])
     if not isinstance(storage, StorageRef) or type(offset) is not int or offset < 0:
         raise TypeError
     if storage.kind == "UntypedStorage":
@@ -218,6 +244,10 @@ def _first_argument(value: Any, *_: Any) -> Any:
 def _subclass_tensor(function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
     """Tensors of a subclass: their data is the result of ``function``."""
     return _call(function, arguments if isinstance(arguments, tuple) else ())
+
+
+_TENSOR_MAKERS = ("torch._utils._rebuild_", "torch._tensor._rebuild_")
+"""What the names of functions that make tensors begin with."""
 
 
 def _mapping(pairs: Any = (), *_: Any) -> Any:
@@ -335,11 +365,14 @@ def _drop(machine: _StackMachine, _: Any) -> None:
 
 
 def _build(machine: _StackMachine, _: Any) -> None:
-    """Set the state of an object; the state is only searched for tensors."""
+    """Set the state of an object, which becomes one of its parts."""
     state = machine.pop()
-    made = machine.stack[-1] if machine.stack else None
-    if isinstance(made, UnknownObject) and not made.has_tensors and _contains_tensors(state):
-        machine.stack[-1] = UnknownObject(made.called, True)
+    if isinstance(machine.stack[-1], UnknownObject):
+        machine.stack[-1].parts.append(state)
+
+
+def _extend(machine: _StackMachine, _: Any) -> None:
+    machine.append(machine.since_mark())
 
 
 def _drop_since_mark(machine: _StackMachine, _: Any) -> None:
@@ -347,8 +380,7 @@ def _drop_since_mark(machine: _StackMachine, _: Any) -> None:
 
 
 def _frozen_set(machine: _StackMachine, _: Any) -> None:
-    machine.since_mark()
-    machine.push(UnknownObject("builtins.frozenset"))
+    machine.push(UnknownObject("builtins.frozenset", machine.since_mark()))
 
 
 def _set_item(machine: _StackMachine, _: Any) -> None:
@@ -377,11 +409,11 @@ _STEPS: dict[str, Step] = {
     "EMPTY_TUPLE": _constant(()),
     "EMPTY_DICT": _fresh(dict),
     "EMPTY_LIST": _fresh(list),
-    "EMPTY_SET": _fresh(lambda: UnknownObject("builtins.set")),
+    "EMPTY_SET": _fresh(lambda: UnknownObject("builtins.set", [])),
     "MARK": _constant(_MARK),
     "POP": _drop,
     "BUILD": _build,
-    **dict.fromkeys(("POP_MARK", "ADDITEMS"), _drop_since_mark),
+    "POP_MARK": _drop_since_mark,
     "DUP": lambda machine, _: machine.push(machine.stack[-1]),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
     "TUPLE1": _tuple(1),
@@ -393,7 +425,7 @@ _STEPS: dict[str, Step] = {
     ),
     "FROZENSET": _frozen_set,
     "APPEND": _append,
-    "APPENDS": lambda machine, _: machine.append(machine.since_mark()),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), _extend),
     "SETITEM": _set_item,
     "SETITEMS": lambda machine, _: machine.set_items(machine.since_mark()),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _remember),

@@ -21,9 +21,12 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.pickled import (
     PickledTensor,
     PickleFault,
+    StorageRef,
     UnknownObject,
+    contains_tensors,
     read_pickle,
 )
+from mergeloom.engine.storage.safetensors import COPY_AGAIN
 from mergeloom.engine.storage.source import Source
 from mergeloom.engine.storage.source_file import opened_file
 
@@ -45,6 +48,13 @@ _DAMAGE_ERRORS = (
 
 _USUAL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "weights")
 """Keys under which training programs store a model's tensors among other values."""
+
+_SAVE_AGAIN = "load it with torch.load and save it again with torch.save, or as safetensors"
+_SAVE_TENSORS = "save a state_dict() alone"
+_RIGHT_FILE = "check that it is the right file"
+
+_ARRAYS = ("numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct")
+"""Functions that make arrays of numpy."""
 
 _PARALLEL_PREFIX = "module."
 """The prefix that data-parallel training adds to names."""
@@ -86,7 +96,7 @@ def read_torch(source: Source) -> TorchFile:
     except _DAMAGE_ERRORS as error:
         raise CheckpointError(
             f"'{path}' is damaged: it is not a valid zip archive",
-            remedy="copy or download it again",
+            remedy=COPY_AGAIN,
         ) from error
     except PickleFault as error:
         raise CheckpointError(
@@ -99,14 +109,12 @@ def read_torch(source: Source) -> TorchFile:
 def _check_kind(path: str, start: bytes) -> None:
     if start.startswith(b"PK\x03\x04"):
         return
-    again = "load it with torch.load and save it again with torch.save, or as safetensors"
     if start.startswith(_LEGACY) or start.startswith(b"\x80"):
         raise CheckpointError(
-            f"'{path}' has the format of torch before 1.6, which is not supported", remedy=again
+            f"'{path}' has the format of torch before 1.6, which is not supported",
+            remedy=_SAVE_AGAIN,
         )
-    raise CheckpointError(
-        f"'{path}' was not written by torch.save", remedy="check that it is the right file"
-    )
+    raise CheckpointError(f"'{path}' was not written by torch.save", remedy=_RIGHT_FILE)
 
 
 class _Archive:
@@ -114,11 +122,15 @@ class _Archive:
 
     def __init__(self, path: str, file: Any, size: int, records: list[zipfile.ZipInfo]) -> None:
         if len(records) > MAX_RECORDS:
-            raise CheckpointError(f"'{path}' has more than {MAX_RECORDS} records")
+            raise CheckpointError(
+                f"'{path}' has more than {MAX_RECORDS} records", remedy=_SAVE_TENSORS
+            )
         names = {record.filename: record for record in records}
         roots = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise CheckpointError(f"'{path}' is a zip archive that torch.save did not write")
+            raise CheckpointError(
+                f"'{path}' is a zip archive that torch.save did not write", remedy=_RIGHT_FILE
+            )
         self._path, self._file, self._size, self._records = path, file, size, names
         self._root = roots[0].removesuffix("data.pkl")
         self._starts: dict[str, int] = {}
@@ -132,7 +144,9 @@ class _Archive:
             )
         order = self._records.get(f"{self._root}byteorder")
         if order is not None and self._content(order, 16) != b"little":
-            raise CheckpointError(f"'{self._path}' is big-endian, which is not supported")
+            raise CheckpointError(
+                f"'{self._path}' is big-endian, which is not supported", remedy=_SAVE_AGAIN
+            )
         return self._content(self._records[f"{self._root}data.pkl"], MAX_PICKLE_BYTES)
 
     def entry(self, name: str, tensor: PickledTensor) -> StridedEntry:
@@ -142,22 +156,31 @@ class _Archive:
             raise _no_dtype(self._path, name, tensor.dtype)
         shape, strides = tensor.shape, tensor.strides
         if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
-            raise CheckpointError(f"'{self._path}' is damaged: '{name}' has an invalid shape")
+            raise CheckpointError(
+                f"'{self._path}' is damaged: '{name}' has an invalid shape", remedy=COPY_AGAIN
+            )
         record = self._records.get(f"{self._root}data/{tensor.storage.key}")
         if record is None:
             raise CheckpointError(
                 f"'{self._path}' is damaged: the bytes of '{name}' are missing",
-                remedy="copy or download it again",
+                remedy=COPY_AGAIN,
             )
         offset = tensor.offset if all(shape) else 0
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if all(shape) and (last + 1) * dtype.size > record.file_size:
-            raise CheckpointError(f"'{self._path}' is damaged: '{name}' is larger than its storage")
+            raise CheckpointError(
+                f"'{self._path}' is damaged: '{name}' is larger than its storage",
+                remedy=COPY_AGAIN,
+            )
         return StridedEntry(dtype, shape, self._start(record) + offset * dtype.size, strides)
 
     def _content(self, record: zipfile.ZipInfo, limit: int) -> bytes:
         if record.file_size > limit:
-            raise CheckpointError(f"'{self._path}': a record is larger than {limit} bytes")
+            raise CheckpointError(
+                f"'{self._path}': '{record.filename}' in it has {record.file_size} bytes, more "
+                f"than {limit}",
+                remedy=_SAVE_TENSORS,
+            )
         self._file.seek(self._start(record))
         content: bytes = self._file.read(record.file_size)
         return content
@@ -185,11 +208,47 @@ class _Archive:
 def _no_dtype(path: str, name: str, dtype: str) -> CheckpointError:
     """The error for a tensor whose dtype no output can have."""
     narrower = {"complex128": "complex64", "complex32": "complex64"}.get(dtype)
-    how = f"x.to(torch.{narrower})" if narrower else "in another dtype"
+    how = f"as x.to(torch.{narrower})" if narrower else "in another dtype"
     return CheckpointError(
         f"'{path}': '{name}' has the dtype {dtype[:40]!a}, which is not supported",
-        remedy=f"save it as {how}, or without this tensor",
+        remedy=f"save it {how}, or without this tensor",
     )
+
+
+class _Obstacle(NamedTuple):
+    """Why an entry with tensors cannot be used, and what to do."""
+
+    what: str
+    remedy: str
+
+
+_Found = dict[str, PickledTensor | _Obstacle]
+"""Tensors by name, and what cannot be left out silently."""
+
+_ARRAY = _Obstacle("is an array of numpy, not a tensor", "save it as a tensor, or without it")
+_LIST = _Obstacle("is a list of tensors", "save each under a name of its own, or without them")
+_STORAGE = _Obstacle("is a storage, without a shape", "save its tensor, or without it")
+_NO_TEXT = _Obstacle(
+    "is a key that is not text, of tensors", "save them under names, or without them"
+)
+_TWICE = _Obstacle("is the name of two tensors", "rename one of them")
+_DEEP = _Obstacle(
+    f"has tensors within more than {_MAX_NESTING} dictionaries", "save them by their whole names"
+)
+_PLAIN = "to_dense(), dequantize(), full_tensor(), resolve_conj(), resolve_neg()"
+
+
+def _obstacle(value: Any) -> _Obstacle | None:
+    """Why a value that is no dictionary cannot be used, if it must not be left out silently."""
+    if isinstance(value, UnknownObject):
+        if value.called in _ARRAYS:
+            return _ARRAY
+        what = f"is created by {value.called[:200]!a}, which is not supported"
+        plain = _Obstacle(what, f"save it as a plain tensor ({_PLAIN}), or without it")
+        return plain if value.has_tensors else None
+    if isinstance(value, StorageRef):
+        return _STORAGE
+    return _LIST if isinstance(value, list | tuple) and contains_tensors(value) else None
 
 
 def _find_tensors(path: str, value: Any) -> dict[str, PickledTensor]:
@@ -198,75 +257,93 @@ def _find_tensors(path: str, value: Any) -> dict[str, PickledTensor]:
     That is the saved dictionary itself, or a dictionary inside it: under one of the usual keys, or
     the only one with tensors. Keys of nested dictionaries are joined with dots.
     """
-    if isinstance(value, UnknownObject):
-        raise CheckpointError(
-            f"'{path}' holds an object of class {value.called[:200]!a}, not named tensors",
-            remedy="load it where that class is defined, and save its state_dict()",
-        )
     if not isinstance(value, dict):
-        raise CheckpointError(f"'{path}' holds a {type(value).__name__}, not named tensors")
+        raise _no_tensors(path, "", value)
     if _has_tensors(value):
-        return _check_names(path, _flattened(path, value))
-    inside = {str(key): item for key, item in value.items() if isinstance(item, dict)}
-    usable = {key: tensors for key, item in inside.items() if (tensors := _flattened(path, item))}
-    for key in _USUAL_KEYS:
-        if key in usable:
-            return _check_names(path, usable[key])
-    direct = [key for key in usable if _has_tensors(inside[key])]
-    if len(direct) == 1:
-        return _check_names(path, usable[direct[0]])
-    if not usable:
-        raise CheckpointError(f"'{path}' holds no named tensors")
-    listed = ", ".join(ascii(key[:80]) for key in (direct or list(usable))[:6])
-    raise CheckpointError(
-        f"'{path}' holds several sets of tensors ({listed})",
-        remedy="save the right one to a file of its own",
-    )
+        return _checked(path, _flattened(path, value))
+    sets: dict[str, Any] = {}
+    for key, item in value.items():
+        found = _flattened(path, item) if isinstance(item, dict) else None
+        if any(each is not _ARRAY for each in (found or {}).values()):
+            sets[str(key)] = found
+        elif isinstance(item, UnknownObject) and item.has_tensors:
+            sets[str(key)] = item
+    usual = [key for key in _USUAL_KEYS if key in sets][:1]
+    direct = [key for key, item in value.items() if key in sets and _has_tensors(item)]
+    chosen = usual or direct or list(sets)
+    if not chosen:
+        raise CheckpointError(f"'{path}' holds no named tensors", remedy=_RIGHT_FILE)
+    if len(chosen) > 1:
+        listed = ", ".join(ascii(key[:80]) for key in chosen[:6])
+        raise CheckpointError(
+            f"'{path}' holds several sets of tensors ({listed})",
+            remedy="save the right one to a file of its own",
+        )
+    found = sets[chosen[0]]
+    if isinstance(found, UnknownObject):
+        raise _no_tensors(path, f" as {chosen[0][:80]!a}", found)
+    return _checked(path, found)
 
 
-def _has_tensors(value: Mapping[Any, Any]) -> bool:
+def _no_tensors(path: str, where: str, value: Any) -> CheckpointError:
+    """The error for something else in the place of named tensors."""
+    if isinstance(value, UnknownObject):
+        what = f"an object of class {value.called[:200]!a}"
+        remedy = "load it where that class is defined, and save its state_dict()"
+    else:
+        what = "one tensor" if isinstance(value, PickledTensor) else f"a {type(value).__name__}"
+        remedy = "save a dictionary of tensors by name"
+    return CheckpointError(f"'{path}' holds {what}{where}, not named tensors", remedy=remedy)
+
+
+def _has_tensors(value: Any) -> bool:
+    """Whether a value is an object with tensors, or has tensors as its own items."""
+    if not isinstance(value, dict):
+        return isinstance(value, UnknownObject)
     return any(isinstance(item, PickledTensor) for item in value.values())
 
 
-def _is_tensor(value: Any) -> bool:
-    """Whether a value is a tensor or an object with tensors, which must not be dropped silently."""
-    return isinstance(value, PickledTensor) or (
-        isinstance(value, UnknownObject) and value.has_tensors
-    )
-
-
-def _flattened(path: str, value: Mapping[Any, Any]) -> dict[str, PickledTensor | UnknownObject]:
+def _flattened(path: str, value: Mapping[Any, Any]) -> _Found:
     """The tensors in a dictionary and in those within it, by their keys joined with dots."""
-    found: dict[str, PickledTensor | UnknownObject] = {}
+    found: _Found = {}
     waiting: list[tuple[str, Mapping[Any, Any], int]] = [("", value, 0)]
     entries = 0
     while waiting:
         prefix, items, depth = waiting.pop()
         entries += len(items)
         if entries > MAX_ENTRIES:
-            raise CheckpointError(f"'{path}' has more than {MAX_ENTRIES} entries")
+            raise CheckpointError(
+                f"'{path}' has more than {MAX_ENTRIES} entries", remedy=_SAVE_TENSORS
+            )
         inner = []
         for key, item in items.items():
-            if _is_tensor(item) and isinstance(key, str):
-                found[prefix + key] = item
-            elif isinstance(item, dict) and isinstance(key, str) and depth < _MAX_NESTING:
-                inner.append((f"{prefix}{key}.", item, depth + 1))
+            if not isinstance(key, str):
+                if contains_tensors(item):
+                    found[f"{prefix}{key if isinstance(key, int) else '...'}"] = _NO_TEXT
+            elif isinstance(item, dict):
+                if depth < _MAX_NESTING:
+                    inner.append((f"{prefix}{key}.", item, depth + 1))
+                elif contains_tensors(item):
+                    found[prefix + key] = _DEEP
+            elif (
+                entry := item if isinstance(item, PickledTensor) else _obstacle(item)
+            ) is not None:
+                found[prefix + key] = _TWICE if prefix + key in found else entry
         waiting += reversed(inner)
     return found
 
 
-def _check_names(
-    path: str, tensors: Mapping[str, PickledTensor | UnknownObject]
-) -> dict[str, PickledTensor]:
-    found: dict[str, PickledTensor] = {}
-    wrapped = all(name.startswith(_PARALLEL_PREFIX) for name in tensors)
-    for name, tensor in tensors.items():
+def _checked(path: str, found: _Found) -> dict[str, PickledTensor]:
+    """The tensors, if all of them can be used."""
+    tensors: dict[str, PickledTensor] = {}
+    wrapped = all(name.startswith(_PARALLEL_PREFIX) for name in found)
+    for name, tensor in found.items():
         if not name or not name.isprintable() or len(name) > MAX_NAME:
-            raise CheckpointError(f"'{path}': {name[:80]!a} is not a valid tensor name")
-        if isinstance(tensor, UnknownObject):
             raise CheckpointError(
-                f"'{path}': '{name}' is created by {tensor.called[:200]!a}, which is not supported",
-                remedy="save it as a plain tensor (dequantize(), to_dense()), or without it",
+                f"'{path}': {name[:80]!a} is not a valid tensor name",
+                remedy="save the tensor under another name",
             )
-        found[name.removeprefix(_PARALLEL_PREFIX) if wrapped else name] = tensor
-    return found
+        if isinstance(tensor, _Obstacle):
+            raise CheckpointError(f"'{path}': '{name}' {tensor.what}", remedy=tensor.remedy)
+        tensors[name.removeprefix(_PARALLEL_PREFIX) if wrapped else name] = tensor
+    return tensors
