@@ -97,24 +97,20 @@ static bool release(int first, int count, State where) {
 
 static void run_block() {
   memset(__start_block_shared, 0xA5, __stop_block_shared - __start_block_shared);
-  int order[THREADS];
   for (int i = 0; i < THREADS; i++) {
-    order[i] = i;
     fibers[i].begun = false;
     fibers[i].state = READY;
   }
   for (;;) {
-    for (int i = THREADS - 1; i > 0; i--) {
-      int j = random_number() % (i + 1), other = order[i];
-      order[i] = order[j];
-      order[j] = other;
-    }
+    u32 start = random_number(), stride = random_number() | 1;  // odd: it reaches every thread
     bool ran = false, ended = true;
-    for (int i = 0; i < THREADS; i++)
-      if (fibers[order[i]].state == READY) {
-        go_on(order[i]);
+    for (u32 i = 0; i < THREADS; i++) {
+      int number = (start + i * stride) % THREADS;
+      if (fibers[number].state == READY) {
+        go_on(number);
         ran = true;
       }
+    }
     if (ran) continue;
     bool released = false;
     for (int i = 0; i < THREADS; i += WARP) released |= release(i, WARP, AT_WARP);
@@ -171,6 +167,19 @@ DEVICE u32 warp_max(u32 x) {
   }
   emulated::leave(emulated::AT_WARP);
   return most;
+}
+
+// The last thread of a warp to ask answers for all.
+DEVICE u32 take_in_order(u32 *next) {
+  static u32 *asked[THREADS], taken[THREADS], waiting[THREADS];
+  int warp = thread() / WARP, first = warp * WARP;
+  asked[thread()] = next;
+  if (++waiting[warp] == WARP) {
+    for (int i = first; i < first + WARP; i++) taken[i] = (*asked[i])++;
+    waiting[warp] = 0;
+  }
+  emulated::leave(emulated::AT_WARP);
+  return taken[thread()];
 }
 
 DEVICE u32 bits_of(float x) { u32 y; memcpy(&y, &x, 4); return y; }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from mergeloom.engine.base.dtypes import BF16, F16, F32
 from mergeloom.engine.base.units import MIB
@@ -15,11 +17,13 @@ from mergeloom.engine.hardware.accelerators import Accelerator, found_devices
 from mergeloom.engine.hardware.device_code import compiler
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.assignment import Reason
+from mergeloom.methods.ops import draws
 from mergeloom.methods.ops.arithmetic import COMPILED, TORCH
 from mergeloom.methods.ops.cuda.arithmetic import source_code
-from mergeloom.methods.ops.cuda.ops import SIGNATURES
+from mergeloom.methods.ops.cuda.ops import SIGNATURES, CudaOps, workspace
+from mergeloom.methods.ops.interface import Vector
 from tests.engine.fake_device import accelerator
-from tests.engine.host_cuda import HostDevice, needs_compiler
+from tests.engine.host_cuda import HostDevice, here, needs_compiler
 from tests.engine.run.test_device_worker import Memory, Ran, run
 from tests.methods.every_method import every_method
 
@@ -107,6 +111,37 @@ def test_every_method_agrees_with_the_cpu_and_with_every_budget(
     whole, part_of_it = (contents(*each) for each in zip((graph, few), sinks, strict=True))
     assert part_of_it.items() <= whole.items()
     check_close(graph, sinks[0], expected)
+
+
+MAGNITUDES = [
+    (1.0,),
+    (0.0, 1e-45, 1.0, 1.0 + 2**-20, 3e38, float("inf")),
+    tuple(2.0**-k for k in range(2000)),
+]
+"""What rows consist of, but for one element: one value, few, or many, most of which are 0."""
+
+
+@needs_compiler
+@pytest.mark.parametrize(("rows", "row"), [(5, 1), (1500, 3), (9, 1000), (3, 2049), (2, 9001)])
+@pytest.mark.parametrize("magnitudes", MAGNITUDES, ids=["equal", "few", "many"])
+def test_ranks_are_exact(rows: int, row: int, magnitudes: tuple[float, ...]) -> None:
+    source = np.random.default_rng(row)
+    content = source.choice(np.array(magnitudes, np.float32), rows * row)
+    content *= source.choice(np.array([-1, 1], np.float32), rows * row)
+    content[rows * row // 2] = 3.0  # so that all but one are alike
+    steps = np.sort(source.integers(-(2**31), 2**31, row).astype(np.int32))[::-1].copy()
+    device = HostDevice(accelerator(64 << 20, "cuda:0"))
+    ops = CudaOps(device, workspace(device), device.allocate(32 << 20))
+    given = ops.from_numpy(content)
+    marks = ops.choose_by_rank(Vector(given), row, 7, 2**32 - 99, steps, ops.take_bytes(rows * row))
+    found = ctypes.string_at(here(marks), rows * row)
+
+    order = np.argsort(-np.abs(content).reshape(rows, row), axis=1, kind="stable")
+    bounds = np.empty((rows, row), np.int32)
+    np.put_along_axis(bounds, order, np.broadcast_to(steps, (rows, row)), axis=1)
+    drawn, work = torch.empty((2, rows * row), dtype=torch.int32)
+    draws.draw(7, 2**32 - 99, drawn, work)
+    assert np.array_equal(np.frombuffer(found, np.bool_), drawn.numpy() < bounds.ravel())
 
 
 @pytest.mark.skipif(compiler() is None, reason="NVIDIA's run-time compiler is not installed")

@@ -50,7 +50,7 @@ class CudaArithmetic(Arithmetic):
     def workspace_bytes(self, use: Use, grains: Grains) -> int:
         size, row = grains.size, max(grains.row, 1)
         if use.operation == "choose_by_rank":
-            return use.vectors * _pages(size) + _pages(8 * size) + _pages(4 * row)
+            return use.vectors * _pages(size) + _pages(16 * size) + _pages(4 * row)
         if use.operation == "mark":
             return _pages(size)
         if use.operation in _OF_ROWS:

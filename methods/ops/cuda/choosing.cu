@@ -5,59 +5,79 @@ KERNEL mark(PARAM Vectors vectors, i64 size, i64 marks) {
   FOR_EACH(i, size) at<u8>(marks)[i] = kept(v, i, element(v, i)) != 0.0f;
 }
 
-static const int BUCKETS = 4096, BUCKET_SHIFT = 31 - 12;
+static const u32 PIECE = 2048;  // methods.ops.loops.sizes.BLOCK
+static const int DIGIT_BITS = 8, DIGITS = 1 << DIGIT_BITS, WARPS = THREADS / WARP;
 
-// A block for each row. Magnitudes are counted by their upper bits, which bounds the rank of each;
-// only of those whose number lies between the steps of both bounds the rank itself is counted.
-// Zeros stay what they are, marked or not. ``room`` has 8 bytes for each element.
+// Elements of whole rows are sorted by row, then descending magnitude, then position: the number of
+// an element has its place below, and above it what its magnitude lacks to the largest.
+DEVICE u32 digit_of(u64 number, u32 row, int shift) {
+  u32 part = shift < 32 ? (u32)(number >> 32) >> shift : (u32)number / row >> (shift - 32);
+  return part % DIGITS;
+}
+
+// Sorts by one digit, and leaves those with the same digit as they were: a warp counts each digit in
+// its part, which then come after all smaller digits, and after the same in earlier parts. Returns
+// false, and writes nothing, if all have the same digit.
+DEVICE bool sort_by_digit(const u64 *from, u64 *to, u32 count, u32 row, int shift) {
+  SHARED u32 next[WARPS][DIGITS + 1];  // the last is for threads without an element
+  SHARED bool alike;
+  const int each = DIGITS / THREADS;
+  u32 warp = thread() / WARP, lane = thread() % WARP, part = (count + THREADS - 1) / THREADS * WARP;
+  u32 start = warp * part, end = start + part < count ? start + part : count, own = 0;
+  for (int w = 0; w < WARPS; w++)
+    for (int d = thread(); d < DIGITS; d += THREADS) next[w][d] = 0;
+  if (thread() == 0) alike = false;
+  sync_block();
+  for (u32 k = start + lane; k < end; k += WARP)
+    atomic_add(&next[warp][digit_of(from[k], row, shift)], 1u);
+  sync_block();
+  for (int d = thread() * each; d < (thread() + 1) * each; d++) {
+    u32 before = own;
+    for (int w = 0; w < WARPS; w++) own += next[w][d];
+    if (own - before == count) alike = true;
+  }
+  u32 place = before_thread(own);
+  for (int d = thread() * each; d < (thread() + 1) * each; d++)
+    for (int w = 0; w < WARPS; w++) {
+      u32 more = next[w][d];
+      next[w][d] = place;
+      place += more;
+    }
+  sync_block();
+  if (!alike)
+    for (u32 k = start + lane; k - lane < end; k += WARP) {
+      u64 number = k < end ? from[k] : 0;
+      u32 place = take_in_order(&next[warp][k < end ? digit_of(number, row, shift) : DIGITS]);
+      if (k < end) to[place] = number;
+    }
+  bool sorted = !alike;
+  sync_block();
+  return sorted;
+}
+
+// A block sorts the whole rows that fit a piece, or one row, which gives all ranks. It is a radix
+// sort: n elements are read 8 times, whatever their values, and 4 times more at most to keep short
+// rows apart. ``room`` has 16 bytes for each element.
 KERNEL choose_by_rank(PARAM Vectors vectors, i64 steps_at, i64 row, i64 marks, i64 size,
                       i64 room) {
   const Vector &v = vectors.each[0];
   const int *steps = at<const int>(steps_at);
-  SHARED u32 above[BUCKETS + 1], parts[THREADS], asked;
-  const int each = BUCKETS / THREADS;
-  for (i64 first = (i64)block_index() * row; first < size; first += (i64)block_count() * row) {
-    u32 *magnitudes = at<u32>(room) + first, *places = at<u32>(room) + size + first;
+  i64 whole = row < PIECE ? PIECE / row * row : row;
+  for (i64 first = block_index() * whole; first < size; first += block_count() * whole) {
+    u32 count = (u32)(size - first < whole ? size - first : whole), rows = count / (u32)row;
+    u64 *sorted = at<u64>(room) + first, *other = sorted + size;
+    for (u32 k = thread(); k < count; k += THREADS)
+      sorted[k] = (u64)(0x7FFFFFFFu - magnitude_of(v, first + k)) << 32 | k;
     sync_block();
-    for (int b = thread(); b <= BUCKETS; b += THREADS) above[b] = 0;
-    if (thread() == 0) asked = 0;
-    sync_block();
-    for (i64 i = thread(); i < row; i += THREADS) {
-      u32 magnitude = bits_of(element(v, first + i)) & 0x7FFFFFFFu;
-      magnitudes[i] = magnitude;
-      if (magnitude) atomic_add(above + (magnitude >> BUCKET_SHIFT), 1u);
-    }
-    sync_block();
-    u32 own = 0;
-    for (int k = 0; k < each; k++) own += above[thread() * each + k];
-    parts[thread()] = own;
-    // The sum of this thread's and all later parts, over twice as many of them at every step.
-    for (int far = 1; far < THREADS; far *= 2) {
-      sync_block();
-      u32 more = thread() + far < THREADS ? parts[thread() + far] : 0;
-      sync_block();
-      parts[thread()] += more;
-    }
-    u32 larger = parts[thread()] - own;
-    for (int k = each - 1; k >= 0; k--) {
-      u32 inside = above[thread() * each + k];
-      above[thread() * each + k] = larger;
-      larger += inside;
-    }
-    sync_block();
-    for (i64 i = thread(); i < row; i += THREADS) {
-      int b = magnitudes[i] >> BUCKET_SHIFT, number = drawn(v, first + i);
-      u32 end = b ? above[b - 1] : (u32)row;
-      bool sure = magnitudes[i] && number < steps[end > above[b] ? end - 1 : above[b]];
-      at<u8>(marks)[first + i] = sure;
-      if (magnitudes[i] && !sure && number < steps[above[b]]) places[take_ticket(&asked)] = (u32)i;
-    }
-    sync_block();
-    for (u32 k = thread(); k < asked; k += THREADS) {
-      u32 i = places[k], mine = magnitudes[i], rank = 0;
-      for (u32 j = 0; j < i; j++) rank += magnitudes[j] >= mine;
-      for (u32 j = i + 1; j < row; j++) rank += magnitudes[j] > mine;
-      at<u8>(marks)[first + i] = drawn(v, first + i) < steps[rank];
+    for (int shift = 0; shift < 32 || (rows - 1) >> (shift - 32); shift += DIGIT_BITS)
+      if (sort_by_digit(sorted, other, count, (u32)row, shift)) {
+        u64 *before = sorted;
+        sorted = other;
+        other = before;
+      }
+    for (u32 k = thread(); k < count; k += THREADS) {
+      i64 i = first + (u32)sorted[k];
+      at<u8>(marks)[i] = drawn(v, i) < steps[k % (u32)row];
     }
   }
 }

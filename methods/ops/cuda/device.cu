@@ -37,6 +37,15 @@ DEVICE u32 warp_max(u32 x) {
   }
   return x;
 }
+// What the threads of a warp get that take one of a counter each, in their order.
+DEVICE u32 take_in_order(u32 *next) {
+  u32 same = __match_any_sync(0xFFFFFFFFu, (u64)next);
+  u32 before = __popc(same & ((1u << threadIdx.x % WARP) - 1)), first = *next;
+  __syncwarp();
+  if (before == 0) *next = first + __popc(same);
+  __syncwarp();
+  return first + before;
+}
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 x) { return __uint_as_float(x); }
 template <typename T> DEVICE T *at(i64 address) { return (T *)address; }

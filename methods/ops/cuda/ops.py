@@ -20,7 +20,7 @@ from mergeloom.methods.ops.compiled_records import VectorRecord, address_and_siz
 from mergeloom.methods.ops.cuda.pending import Pending, PendingArray, number_at, sums_at, value_of
 from mergeloom.methods.ops.cuda.sizes import MAX_BLOCKS, MAX_KEYS, MAX_VECTORS, WORKSPACE_BYTES
 from mergeloom.methods.ops.interface import KeepRule, RandomBound, Vector, pairs
-from mergeloom.methods.ops.loops.sizes import ElementType
+from mergeloom.methods.ops.loops.sizes import ElementType, whole_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -305,7 +305,7 @@ class CudaOps(CompiledOps):
         rule = KeepRule(draw=RandomBound(key, start, int(steps[0])))
         size, top = vector.array.count, self.top()
         given = (ctypes.c_int32 * row).from_buffer_copy(steps)
-        there, room = self.take_bytes(4 * row), self.take_bytes(8 * size)
+        there, room = self.take_bytes(4 * row), self.take_bytes(16 * size)
         self.flush()
         self._device.upload(there, given)
         described = self._vectors([vector], [rule])
@@ -358,7 +358,7 @@ _MADE = {
 def _grid(name: str, signature: Signature, size: int, rows: int) -> tuple[int, int]:
     """The grid of thread blocks for ``size`` elements or rows."""
     if name == "choose_by_rank":
-        return size // rows, 1
+        return -(-size // whole_rows(rows)), 1
     if name == "divergences":
         return size, 1
     if name == "end_of_equal":

@@ -13,6 +13,20 @@ DEVICE double block_sum(double x) {
   return partial[0];
 }
 
+// The sum over the earlier threads of a block, which all of them ask for.
+DEVICE u32 before_thread(u32 x) {
+  SHARED u32 upto[THREADS];
+  sync_block();
+  upto[thread()] = x;
+  for (int far = 1; far < THREADS; far *= 2) {
+    sync_block();
+    u32 more = thread() >= far ? upto[thread() - far] : 0;
+    sync_block();
+    upto[thread()] += more;
+  }
+  return upto[thread()] - x;
+}
+
 // Adds up one sum over all blocks. Whoever calls for several of them calls in the same order.
 DEVICE void grid_sum(Workspace *workspace, int number, double x, double *result) {
   SHARED bool last;
