@@ -29,8 +29,8 @@ class Block:
 
     def __init__(self, size: int) -> None:
         self._map = _anonymous_map(size)
-        if size >= _HUGE_PAGES_FROM and hasattr(mmap, "MADV_HUGE_PAGES_FROMPAGE"):
-            self._map.madvise(mmap.MADV_HUGE_PAGES_FROMPAGE)
+        if size >= _HUGE_PAGES_FROM and hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         self.size = size
         self.memory = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
