@@ -24,23 +24,27 @@ class LowRank(Kernel):
     """W + ``scale``·B·A, with the one input W and the side inputs A (rank, in) and B (out, rank).
 
     W is (out, in), or (out, …) with ``in`` elements for each index of the first dimension. With
-    ``lengths`` (DoRA), W is a matrix and a third side input has the length of each row (out): row r
-    of the result has the direction of row r of the sum, and that length.
+    several ``matrices``, W is that many matrices (out, in) one after another, as of experts, with
+    factors A (matrices, rank, in) and B (matrices, out, rank) of their own. With ``lengths``
+    (DoRA), W is a matrix and a third side input has the length of each row (out): row r of the
+    result has the direction of row r of the sum, and that length.
     """
 
     scale: float
     rank: int
     lengths: bool = False
+    matrices: int = 1
     access = Access.ROWWISE
     version = 2
 
     def output_shape(self, inputs: Sequence[Shape], side: Sequence[Shape]) -> Shape:
         (weight,) = inputs
         down, up = (math.prod(shape) for shape in side[:2])
-        rows = weight[0] if weight else 1
+        rows = math.prod(weight[:-1]) if self.matrices > 1 else (weight[0] if weight else 1)
         if self.lengths and (len(weight) != 2 or math.prod(side[2]) != rows):
             raise ValueError(f"a weight {weight} and lengths {side[2]} do not match")
-        if down * rows != math.prod(weight) * self.rank or up != rows * self.rank:
+        of_all = math.prod(weight) * self.rank * self.matrices
+        if down * rows != of_all or up != rows * self.rank or rows % self.matrices:
             raise ValueError(
                 f"a weight {weight} and matrices {side[0]} and {side[1]} of rank {self.rank} "
                 "do not match"
@@ -66,10 +70,29 @@ class LowRank(Kernel):
     ) -> None:
         ops, into = grain.ops, grain.take() if self.lengths else out
         down, up, *lengths = grain.side
-        ops.add_product(grain.inputs[0], down, up, self.rank, grain.start, self.scale, into)
+        if self.matrices == 1:
+            ops.add_product(grain.inputs[0], down, up, self.rank, grain.start, self.scale, into)
+        else:
+            self._add_products(grain, down, up, into)
         if lengths:
             rows, row = grain.shape
             found = ops.maths.sqrt(ops.row_dots([Vector(into)], row)[0][0])
             found = ops.maths.where(found > 0, found, math.nan)  # a zero row has no direction
             factors = ops.numbers(lengths[0], grain.start // row, rows) / found
             ops.combine([Vector(into, factors=Factors(ops.to_float32(factors)))], [1.0], out)
+
+    def _add_products(self, grain: GrainView, down: Array, up: Array, out: Array) -> None:
+        """Add the product of each matrix to the part of it in this grain."""
+        ops, width = grain.ops, grain.whole_shape[-1]
+        rows = math.prod(grain.whole_shape[:-1]) // self.matrices
+        area, done = rows * width, 0
+        while done < grain.count:
+            matrix, first = divmod(grain.start + done, area)
+            size = min(area - first, grain.count - done)
+            factors = (
+                ops.part(each, matrix * self.rank * length, self.rank * length)
+                for each, length in ((down, width), (up, rows))
+            )
+            own, into = ops.part(grain.inputs[0], done, size), ops.part(out, done, size)
+            ops.add_product(own, *factors, self.rank, first, self.scale, into)
+            done += size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 
-from mergeloom.engine.base.dtypes import F32, DType
+from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.hardware.machine_code import Function
 from mergeloom.engine.memory.elements import Elements, ScratchArena
 from mergeloom.methods.ops.loops.sizes import factors_bytes, leading_bytes
@@ -20,7 +20,7 @@ class CompiledFactors(ScratchArena):
         raise NotImplementedError
 
     def part(self, array: Elements, start: int, count: int) -> Elements:
-        return Elements(array.address + 4 * start, F32, count)
+        return Elements(array.address + array.dtype.size * start, array.dtype, count)
 
     def leading_of_matrix(
         self, matrix: Elements, shape: tuple[int, int], rank: int, up: bool, out: Elements

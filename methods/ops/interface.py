@@ -375,7 +375,8 @@ class Ops(Protocol):
     # --- factors --------------------------------------------------------------------------
 
     def part(self, array: Array, start: int, count: int) -> Array:
-        """Elements ``[start, start + count)`` of a flat float32 array."""
+        """Elements ``[start, start + count)`` of an array, in order of rows; each is of whole
+        bytes."""
 
     def leading_of_matrix(
         self, matrix: Array, shape: tuple[int, int], rank: int, up: bool, out: Array

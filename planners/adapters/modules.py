@@ -91,6 +91,13 @@ def adapted_modules(adapters: Sequence[Adapter], kind: Combination) -> list[Adap
     """
     found: dict[str, list[Factors]] = {}
     for position, adapter in enumerate(adapters):
+        if adapter.of_parameters:
+            module = next(iter(adapter.of_parameters))
+            raise CheckpointError(
+                f"'{adapter.name}' changes parameters of '{module}' (target_parameters), whose "
+                "factors are those of several experts and cannot be combined",
+                remedy=f"merge it into its model, as MODEL+{adapter.name}",
+            )
         for name, change in adapter.changes.items():
             if change.product is not None:
                 _check(adapter, name, change, change.product, kind)

@@ -6,7 +6,7 @@ model with several adapters is read once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +19,17 @@ from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.inputs.fill_rows import FillRows
 from mergeloom.methods.inputs.low_rank import LowRank
 from mergeloom.methods.inputs.transpose import Transpose
+from mergeloom.planners.models.adapted_names import module_names
+from mergeloom.planners.models.adapted_parameters import (
+    ExpertProduct,
+    experts_of,
+    parameter_changes,
+)
 from mergeloom.planners.models.adapter import Adapter, LowRankProduct, ModuleChange, ReplacedRows
 from mergeloom.planners.models.architecture import Architecture, infer_architecture
 from mergeloom.planners.models.model import Model, TensorLocation
 from mergeloom.planners.models.rows import stored_rows
+from mergeloom.planners.models.tied_heads import head_module, untied_tensors
 from mergeloom.planners.models.token_weights import Head, TokenWeights
 
 Shape = tuple[int, ...]
@@ -30,24 +37,37 @@ _ONE = MemorySource(b"\x00\x00\x80\x3f", "the number 1")
 
 
 @dataclass(frozen=True)
-class AdaptedModel:
-    """``base`` with ``adapter``; ``changes`` are keyed by the base's tensor names.
+class TensorChange:
+    """The change of one tensor: it is ``replaced``, then rows of it are, then a product is added.
 
-    ``head`` is the name of the output head if the base ties it to the embedding and the adapter
-    changes only one of them, so that the result has both.
+    ``bias`` is added with a factor.
+    """
+
+    replaced: StoredTensor | None = None
+    rows: ReplacedRows | None = None
+    product: LowRankProduct | ExpertProduct | None = None
+    bias: tuple[StoredTensor, float] | None = None
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """``base`` with ``adapter``; ``changes`` are keyed by tensor.
+
+    ``untied`` are the tensors of the output head, and the base's tensors they are computed from,
+    if the base ties it to the embedding and the adapter changes only one of them, so that the
+    result has both; the head's weight is first.
     """
 
     name: str
     base: Model
     adapter: Adapter
-    changes: Mapping[str, ModuleChange]
-    head: str | None
-    prefixes: tuple[str, str]
+    changes: Mapping[str, TensorChange]
+    untied: Mapping[str, str]
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         changed = dict(self.base.config)
-        if self.head is not None:
+        if self.untied:
             changed["tie_word_embeddings"] = False
             inner = changed.get("text_config")
             if isinstance(inner, Mapping) and "tie_word_embeddings" in inner:
@@ -68,28 +88,24 @@ class AdaptedModel:
         """Those of the base, untied if the adapter changes only the embedding or only the head."""
         found = self.base.tokens
         names = [*([found.embedding] if found.embedding is not None else []), *found.equal_weights]
-        changed = any(self._is_changed(name) for name in names)
+        changed = any(name in self.changes for name in names)
         equal_weights: frozenset[str] = frozenset() if changed else found.equal_weights
-        if self.head is not None:
-            return TokenWeights(found.embedding, self.head, Head.OWN, equal_weights)
+        if self.untied:
+            return TokenWeights(found.embedding, next(iter(self.untied)), Head.OWN, equal_weights)
         kind = Head.OWN if changed and found.head in found.equal_weights else found.kind
         return TokenWeights(found.embedding, found.head, kind, equal_weights)
 
     def __contains__(self, tensor: str) -> bool:
-        return tensor in self.base or tensor == self.head
+        return tensor in self.base or tensor in self.untied
 
     def __iter__(self) -> Iterator[str]:
         yield from self.base
-        if self.head is not None:
-            yield self.head
+        yield from self.untied
 
     def stored(self, tensor: str) -> TensorLocation | None:
-        if tensor == self.head or self._is_changed(tensor):
+        if tensor in self.untied or tensor in self.changes:
             return None
         return self.base.stored(tensor)
-
-    def _is_changed(self, tensor: str) -> bool:
-        return tensor.rpartition(".")[0] in self.changes
 
     def shape(self, tensor: str) -> Shape:
         replaced = self._replacement(tensor)
@@ -101,8 +117,7 @@ class AdaptedModel:
     def node(
         self, builder: GraphBuilder, tensor: str, rows: Sequence[int] | None = None
     ) -> Load | Merge:
-        module, _, last = tensor.rpartition(".")
-        change = self.changes.get(module)
+        change = self.changes.get(tensor)
         replaced = self._replacement(tensor)
         if replaced is not None:
             node: Load | Merge = _load(builder, stored_rows(replaced, rows), tensor)
@@ -110,31 +125,25 @@ class AdaptedModel:
             node = self.base.node(builder, self._base_tensor(tensor), rows)
         if change is None:
             return node
-        product = change.product
-        if last == "bias" and product is not None and product.bias is not None:
-            bias = stored_rows(product.bias, rows)
-            return _add_bias(builder, node, bias, product.scale, tensor)
-        if last != "weight":
-            return node
+        if change.bias is not None:
+            stored, scale = change.bias
+            node = _add_bias(builder, node, stored_rows(stored, rows), scale, tensor)
         if change.rows is not None:
             numbers = range(node.shape[0]) if rows is None else rows
             node = _replace_rows(builder, node, change.rows, numbers, tensor)
-        if product is not None:
-            node = _add_product(builder, node, product, tensor, rows)
+        if isinstance(change.product, ExpertProduct):
+            return _add_expert_product(builder, node, change.product, tensor, rows)
+        if change.product is not None:
+            node = _add_product(builder, node, change.product, tensor, rows)
         return node
 
     def _base_tensor(self, tensor: str) -> str:
         """The tensor of the base that ``tensor`` is computed from."""
-        if tensor == self.head:
-            embedding = self.base.tokens.embedding
-            assert embedding is not None, "a head that is tied is tied to an embedding"
-            return embedding
-        return tensor
+        return self.untied.get(tensor, tensor)
 
     def _replacement(self, tensor: str) -> StoredTensor | None:
-        module, _, last = tensor.rpartition(".")
-        change = self.changes.get(module)
-        return None if change is None else change.replaced.get(last)
+        change = self.changes.get(tensor)
+        return None if change is None else change.replaced
 
 
 _OTHER_MODEL = "take the model that the adapter was made for"
@@ -147,130 +156,100 @@ def apply_adapter(name: str, base: Model, adapter: Adapter) -> AdaptedModel:
         CheckpointError: the adapter changes modules the model does not have, or does not fit.
     """
     tokens = base.tokens
-    tied = tokens.kind is Head.TIED and tokens.head is None and tokens.embedding is not None
-    embedding = (tokens.embedding or "").rpartition(".")[0]
+    embedding = tokens.embedding
     modules = {tensor.rpartition(".")[0] for tensor in base}
-    head = _head_module(base.config, modules)
-    if tied:
+    head = head_module(base.config, modules)
+    untied: Mapping[str, str] = {}
+    if tokens.kind is Head.TIED and tokens.head is None and embedding is not None:
+        untied = untied_tensors(head, embedding, set(base))
         modules.add(head)
-    prefixes = _prefixes(name, adapter, modules)
-    strip, add = prefixes
-    changes = {add + module[len(strip) :]: change for module, change in adapter.changes.items()}
-    untied = tied and any(
-        module in changes and changes[module].rows is None for module in (head, embedding)
-    )
-    model = AdaptedModel(
-        name, base, adapter, changes, f"{head}.weight" if untied else None, prefixes
-    )
-    if untied and modules.intersection(_TIED_WITH_BIAS):
-        raise CheckpointError(
-            f"'{name}': the adapter changes only one of embedding and head, which the model ties "
-            "together with a bias, so neither can be stored without the other",
-            remedy="merge it into its model with peft (merge_and_unload) first",
-        )
-    _check(model)
+    modules |= {each for each in map(experts_of, modules) if each is not None}
+    names = _names(name, base, adapter, modules)
+    changes: dict[str, TensorChange] = {}
+    for module, change in adapter.changes.items():
+        changes |= _changes(names[module], change)
+    for tensor, product in parameter_changes(name, base, adapter, names):
+        changes[tensor] = TensorChange(product=product)
+    if not any(
+        tensor in changes and changes[tensor].rows is None for tensor in (embedding, *untied)
+    ):
+        untied = {}
+    model = AdaptedModel(name, base, adapter, changes, untied)
+    for tensor, tensor_change in changes.items():
+        _check(model, tensor, tensor_change)
     return model
 
 
-_HEADS_BESIDE = {
-    "generator_predictions.dense": "generator_lm_head",
-    "vocab_transform": "vocab_projector",
-    "head.dense": "decoder",
-}
-"""Modules outside the layers, and the name of the head beside them (ELECTRA, DistilBERT,
-ModernBERT)."""
+def _names(name: str, base: Model, adapter: Adapter, modules: set[str]) -> dict[str, str]:
+    """The model's name of each module that the adapter changes.
 
-_TIED_WITH_BIAS = ("cls.predictions.transform.dense", "lm_head.dense", "predictions.dense")
-"""Modules beside heads whose bias is tied as well (BERT, RoBERTa, ALBERT)."""
-
-_HEADS_BY_TYPE = {"gpt_neox": "embed_out", "whisper": "proj_out"}
-"""Names of heads by ``model_type``; all others call theirs ``lm_head``."""
-
-
-def _head_module(config: Mapping[str, Any], modules: Collection[str]) -> str:
-    """The name of a head that is tied, and so not stored, in the model's class."""
-    beside = (head for module, head in _HEADS_BESIDE.items() if module in modules)
-    return next(beside, _HEADS_BY_TYPE.get(str(config.get("model_type")), "lm_head"))
-
-
-def _prefixes(name: str, adapter: Adapter, modules: Iterable[str]) -> tuple[str, str]:
-    """The prefix of the adapter's module names, and the corresponding prefix in the model.
-
-    An adapter trained with another class of the same model uses another prefix: ``model.layers``
-    instead of ``layers`` or ``language_model.model.layers``.
+    Raises:
+        CheckpointError: it has no such module.
     """
-    known = set(modules)
-    wanted = list(adapter.changes)
-    if known.issuperset(wanted):
-        return "", ""
-    for first in wanted:
-        parts = first.split(".")
-        for cut in range(len(parts)):
-            rest = ".".join(parts[cut:])
-            strip = first[: len(first) - len(rest)]
-            for candidate in sorted(m for m in known if m == rest or m.endswith(f".{rest}")):
-                add = candidate[: len(candidate) - len(rest)]
-                if _numbers(strip) and _numbers(add) and _numbers(strip) != _numbers(add):
-                    continue  # layer 9 is not another name of layer 0
-                moved = (add + m[len(strip) :] for m in wanted if m.startswith(strip))
-                if all(m.startswith(strip) for m in wanted) and known.issuperset(moved):
-                    return strip, add
-        break
-    missing = sorted(set(wanted) - known)
-    shown = ", ".join(f"'{each}'" for each in missing[:5])
-    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    made_for = f", '{adapter.base}'" if adapter.base else ""
-    raise CheckpointError(
-        f"'{name}': the adapter changes modules that the model does not have: {shown}{more}",
-        remedy=f"give the model that it was made for{made_for}, saved by the class it was trained "
-        "with",
-    )
+    wanted = list(dict.fromkeys((*adapter.changes, *adapter.of_parameters)))
 
+    def fits(module: str, stored: str) -> bool:
+        change, weight = adapter.changes.get(module), f"{stored}.weight"
+        if change is None or change.product is None or weight not in base:
+            return True
+        return base.shape(weight) == _adapted_shape(change.product)
 
-def _numbers(prefix: str) -> list[str]:
-    return [part for part in prefix.split(".") if part.isdigit()]
-
-
-def _check(model: AdaptedModel) -> None:
-    """Check that all changed tensors exist and fit."""
-    for module, change in model.changes.items():
-        weight, bias = f"{module}.weight", f"{module}.bias"
-        for last in change.replaced:
-            if f"{module}.{last}" not in model:
-                raise CheckpointError(
-                    f"'{model.name}': the adapter has '{module}.{last}', which the model "
-                    "does not have",
-                    remedy=_OTHER_MODEL,
-                )
-        if (change.product or change.rows) and weight not in model:
-            raise CheckpointError(
-                f"'{model.name}' has no '{weight}', which the adapter changes", remedy=_OTHER_MODEL
-            )
-        if change.product is not None:
-            _check_product(model.name, weight, model.shape(weight), change.product)
-            if change.product.bias is not None and bias not in model:
-                raise CheckpointError(
-                    f"'{model.name}': the adapter adds a bias to '{module}', which has none",
-                    remedy=_OTHER_MODEL,
-                )
-        if change.rows is not None:
-            shape, new = model.shape(weight), change.rows
-            if new.rows.shape[1:] != shape[1:] or max(new.indices, default=0) >= shape[0]:
-                raise CheckpointError(
-                    f"'{model.name}': the adapter's rows for '{weight}' do not fit the model's",
-                    remedy=_OTHER_MODEL,
-                )
-
-
-def _check_product(name: str, weight: str, shape: Shape, product: LowRankProduct) -> None:
-    wanted: Shape = (product.up.shape[0], *product.down.shape[1:])  # convolutions have more than 2
-    if product.weight_transposed:
-        wanted = wanted[::-1]
-    if shape != wanted:
+    found, missing = module_names(wanted, modules, fits)
+    if missing:
+        shown = ", ".join(f"'{each}'" for each in sorted(missing)[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        made_for = f", '{adapter.base}'" if adapter.base else ""
         raise CheckpointError(
-            f"'{name}': the adapter is for a weight of shape {'x'.join(map(str, wanted))}, the "
-            f"model's '{weight}' is {'x'.join(map(str, shape))}: it was made for another model"
+            f"'{name}': the adapter changes modules that the model does not have: {shown}{more}",
+            remedy=f"give the model that it was made for{made_for}, saved by the class it was "
+            "trained with",
         )
+    return found
+
+
+def _changes(module: str, change: ModuleChange) -> dict[str, TensorChange]:
+    """The changes of the tensors of one module of the model."""
+    weight, bias = f"{module}.weight", f"{module}.bias"
+    found = {f"{module}.{last}": TensorChange(stored) for last, stored in change.replaced.items()}
+    product = change.product
+    if product is not None or change.rows is not None:
+        old = found.get(weight, TensorChange())
+        found[weight] = TensorChange(old.replaced, change.rows, product)
+    if product is not None and product.bias is not None:
+        old = found.get(bias, TensorChange())
+        found[bias] = TensorChange(old.replaced, bias=(product.bias, product.scale))
+    return found
+
+
+def _check(model: AdaptedModel, tensor: str, change: TensorChange) -> None:
+    """Check that a changed tensor exists, and that the change fits."""
+    if tensor not in model:
+        does = "adds to" if change.bias else "has" if change.replaced else "changes"
+        raise CheckpointError(
+            f"'{model.name}': the adapter {does} '{tensor}', which the model does not have",
+            remedy=_OTHER_MODEL,
+        )
+    shape = model.shape(tensor)
+    if isinstance(change.product, LowRankProduct) and (
+        shape != (wanted := _adapted_shape(change.product))
+    ):
+        raise CheckpointError(
+            f"'{model.name}': the adapter is for a weight of shape {'x'.join(map(str, wanted))}, "
+            f"the model's '{tensor}' is {'x'.join(map(str, shape))}: it was made for another model"
+        )
+    if change.rows is not None and (
+        change.rows.rows.shape[1:] != shape[1:] or max(change.rows.indices, default=0) >= shape[0]
+    ):
+        raise CheckpointError(
+            f"'{model.name}': the adapter's rows for '{tensor}' do not fit the model's",
+            remedy=_OTHER_MODEL,
+        )
+
+
+def _adapted_shape(product: LowRankProduct) -> Shape:
+    """The shape of the weight that a product is added to."""
+    shape: Shape = (product.up.shape[0], *product.down.shape[1:])  # of convolutions, more than 2
+    return shape[::-1] if product.weight_transposed else shape
 
 
 def _load(builder: GraphBuilder, tensor: StoredTensor, name: str) -> Load:
@@ -301,6 +280,27 @@ def _add_product(
         down, up = up.transpose(), down.transpose()
     side = [_load(builder, each, name) for each in (down, stored_rows(up, rows))]
     return builder.merge([node], LowRank(product.scale, product.rank), name, side=side)
+
+
+def _add_expert_product(
+    builder: GraphBuilder,
+    node: Load | Merge,
+    product: ExpertProduct,
+    name: str,
+    rows: Sequence[int] | None,
+) -> Merge:
+    down, up = product.arranged(builder, name)
+    matrices = product.experts
+    if product.expert is not None or matrices == 1:
+        number, last = product.expert or 0, product.first + node.shape[-2]
+        down, up = (each.narrow(0, number, number + 1) for each in (down, up))
+        up = up.reshape(up.shape[1:])
+        up = up.narrow(0, product.first, last) if rows is None else stored_rows(up, rows)
+        matrices = 1
+    elif rows is not None:
+        down, up, matrices = stored_rows(down, rows), stored_rows(up, rows), len(rows)
+    kernel = LowRank(product.scale, product.rank, matrices=matrices)
+    return builder.merge([node], kernel, name, [_load(builder, each, name) for each in (down, up)])
 
 
 def _add_bias(

@@ -12,6 +12,10 @@ older ``adapter_model.bin``). Its tensors are named ``base_model.model.MODULE.PA
                                          ``trainable_token_indices`` lists
     weight, bias                         replace the module's own (``modules_to_save``)
 
+Factors of a parameter that is no module's ``weight``, as of experts in one tensor
+(``target_parameters``), have the name of its module; of several parameters of a module, each but
+the last has ``base_layer`` once more before PART: `mergeloom.planners.models.adapted_parameters`.
+
 s is ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` for rsLoRA (Kalajdzievski 2023,
 arXiv:2312.03732); ``rank_pattern`` and ``alpha_pattern`` give r and alpha for some modules.
 """
@@ -20,7 +24,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mergeloom.engine.base.errors import CheckpointError
@@ -45,7 +49,7 @@ _PART = re.compile(
     r")"
 )
 _WRAPPER_PARTS = re.compile(
-    r"\.(base_layer|modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.[^.]+$)"
+    r"((\.base_layer)+|\.modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.[^.]+$)"
 )
 """Name parts that PEFT adds to wrapped modules."""
 
@@ -58,7 +62,6 @@ _UNSUPPORTED_SETTINGS = {
     "alora_invocation_tokens": "it acts only after certain tokens (aLoRA), unlike weights",
     "arrow_config": "it chooses between adapters at run time (Arrow)",
     "layer_replication": "it is for a model whose layers PEFT stacks first (layer_replication)",
-    "target_parameters": "it changes parameters of experts (target_parameters)",
     "megatron_config": "it is for modules of Megatron",
 }
 
@@ -103,9 +106,19 @@ class ModuleChange:
 
 
 @dataclass(frozen=True)
+class FactorPair:
+    """The stored factors A and B of one parameter of a module."""
+
+    down: StoredTensor
+    up: StoredTensor
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter: ``checkpoint`` is its file, ``changes`` are keyed by module name.
 
+    ``of_parameters`` has the factors for parameters that ``target_parameters`` may name, by module,
+    innermost first.
     ``name`` is its name in the merge configuration. ``base`` and ``base_revision`` are the model it
     was made for, according to its own configuration.
     """
@@ -115,6 +128,22 @@ class Adapter:
     base: str | None
     base_revision: str | None
     changes: Mapping[str, ModuleChange]
+    of_parameters: Mapping[str, tuple[FactorPair, ...]]
+
+    def setting(self, module: str, pattern: str, key: str) -> float:
+        """A number for a module or parameter: from the first entry of ``pattern`` that matches its
+        name, or else the value of ``key``.
+
+        Raises:
+            CheckpointError: it is not a positive number.
+        """
+        config, directory = self.checkpoint.config, self.checkpoint.folder.name
+        return _module_setting(config, module, pattern, key, directory)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of parameters, or their last parts, that have factors of their own."""
+        return _target_parameters(self.checkpoint.config)
 
 
 def is_adapter(folder: Folder) -> bool:
@@ -146,12 +175,12 @@ def open_adapter(name: str, folder: Folder) -> Adapter:
     if weights is None:
         raise CheckpointError(f"'{directory}' has no {WEIGHTS[0]}", remedy=COPY_AGAIN)
     checkpoint = open_files(folder, config, {weights: set()})
-    changes = dict(_changes(checkpoint))
+    changes, of_parameters = _changes(checkpoint)
     base, revision = (
         value if isinstance(value, str) and value else None
         for value in (config.get("base_model_name_or_path"), config.get("revision"))
     )
-    return Adapter(name, checkpoint, base, revision, changes)
+    return Adapter(name, checkpoint, base, revision, changes, of_parameters)
 
 
 def _weights_file(folder: Folder) -> str | None:
@@ -181,23 +210,55 @@ def _refuse_unsupported(directory: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def _changes(checkpoint: Checkpoint) -> Iterator[tuple[str, ModuleChange]]:
-    """The change of each module."""
+def _target_parameters(config: Mapping[str, Any]) -> tuple[str, ...]:
+    found = config.get("target_parameters")
+    return tuple(each for each in found if isinstance(each, str)) if isinstance(found, list) else ()
+
+
+def _changes(
+    checkpoint: Checkpoint,
+) -> tuple[dict[str, ModuleChange], dict[str, tuple[FactorPair, ...]]]:
+    """The change of each module, and the factors of parameters."""
+    owners = {target.rpartition(".")[0] for target in _target_parameters(checkpoint.config)}
     parts: dict[str, dict[str, StoredTensor]] = {}
     replaced: dict[str, dict[str, StoredTensor]] = {}
+    nested: dict[str, dict[int, dict[str, StoredTensor]]] = {}
     for name, tensor in checkpoint.tensors.items():
         path = name.removeprefix(_PREFIX)
         match = _PART.fullmatch(path)
         if match is not None:
             part = match["matrix"] and f"{match['matrix']}.{match['of']}"
             part = part or match["embedding"] or match["magnitude"] or match["rows"]
-            module = match["module"].removesuffix(".base_layer")
-            parts.setdefault(module, {})[part] = tensor
+            module, depth = _unwrapped(match["module"])
+            if part in _MATRICES and any(
+                not owner or module == owner or module.endswith(f".{owner}") for owner in owners
+            ):
+                nested.setdefault(module, {}).setdefault(depth, {})[part] = tensor
+            else:
+                parts.setdefault(module, {})[part] = tensor
         elif ".original_module." not in path:
             module, _, last = _WRAPPER_PARTS.sub("", path).rpartition(".")
             replaced.setdefault(module, {})[last] = tensor
-    for module in dict.fromkeys((*parts, *replaced)):
-        yield module, _change(checkpoint, module, parts.get(module, {}), replaced.get(module, {}))
+    changes = {
+        module: _change(checkpoint, module, parts.get(module, {}), replaced.get(module, {}))
+        for module in dict.fromkeys((*parts, *replaced))
+    }
+    of_parameters = {
+        module: tuple(
+            FactorPair(*_both(checkpoint, module, of[depth], _MATRICES))
+            for depth in sorted(of, reverse=True)
+        )
+        for module, of in nested.items()
+    }
+    return changes, of_parameters
+
+
+def _unwrapped(module: str) -> tuple[str, int]:
+    """A module's name without the ``base_layer`` at its end, and how often it is there."""
+    depth = 0
+    while module.endswith(".base_layer"):
+        module, depth = module.removesuffix(".base_layer"), depth + 1
+    return module, depth
 
 
 def _change(
@@ -222,13 +283,9 @@ def _product(
     config, directory = checkpoint.config, checkpoint.folder.name
     embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else _MATRICES
-    down, up = (parts.get(name) for name in names)
-    if down is None and up is None:
+    if not any(name in parts for name in names):
         return None
-    if down is None or up is None:
-        raise CheckpointError(
-            f"'{directory}' has only one of the two matrices for '{module}'", remedy=COPY_AGAIN
-        )
+    down, up = _both(checkpoint, module, parts, names)
     rank = _module_setting(config, module, "rank_pattern", "r", directory)
     alpha = _module_setting(config, module, "alpha_pattern", "lora_alpha", directory)
     if len(down.shape) < 2 or len(up.shape) < 2 or down.shape[0] != rank or up.shape[1] != rank:
@@ -250,6 +307,19 @@ def _product(
         lengths=lengths,
         bias=parts.get("lora_B.bias"),
     )
+
+
+def _both(
+    checkpoint: Checkpoint, module: str, parts: Mapping[str, StoredTensor], names: tuple[str, str]
+) -> tuple[StoredTensor, StoredTensor]:
+    """The two factors of a product."""
+    down, up = (parts.get(name) for name in names)
+    if down is None or up is None:
+        raise CheckpointError(
+            f"'{checkpoint.folder.name}' has only one of the two matrices for '{module}'",
+            remedy=COPY_AGAIN,
+        )
+    return down, up
 
 
 def _shape_text(tensor: StoredTensor) -> str:

@@ -51,6 +51,23 @@ def test_low_rank_is_weight_plus_scaled_product(tmp_path: Path, shape: tuple[int
     close(found, weight.double() + 0.5 * (up.double() @ down.double()).view(shape))
 
 
+def test_each_of_many_matrices_has_factors_of_its_own(tmp_path: Path) -> None:
+    """Matrices of 600 x 384 elements, of which a grain has two and a third."""
+    maker, (n, out, width, rank) = MemoryGraphMaker(), (5, 600, 384, 3)
+    weight = drawn(n, out, width, dtype=torch.bfloat16)
+    down = drawn(n, rank, width, seed=1, dtype=torch.float16)
+    up = drawn(n, out, rank, seed=2)
+    side = [maker.load(down, F16), maker.load(up, F32)]
+    kernel = LowRank(0.5, rank, matrices=n)
+    merge = maker.builder.merge([maker.load(weight, BF16)], kernel, "w", side)
+    found = at_every_budget(maker, merge, tmp_path)
+    expected = weight.double() + 0.5 * (up.double() @ down.double())
+    close(found, expected)
+    spoken = replace(job(graph := maker.graph(merge, F32)), arithmetic=TORCH)
+    jobs.run(spoken, tmp_path / "torch", Options(machine=replace(machine(2), arithmetic=TORCH)))
+    close(tensor_of(tmp_path / "torch", graph.writes[0]), expected)
+
+
 def test_two_adapters_one_of_them_transposed_are_added(tmp_path: Path) -> None:
     maker = MemoryGraphMaker()
     weight = drawn(1200, 900)

@@ -19,6 +19,13 @@ from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.models.adapter import open_adapter
 from tests.families.tiny import fill, make_model
 from tests.mergeloom.support import merge_without_torch
+from tests.planners.models.adapting import (
+    adapted_copy,
+    check_against_peft,
+    merged,
+    passthrough,
+    saved,
+)
 
 peft = pytest.importorskip("peft", reason="adapters are judged by peft")
 transformers = pytest.importorskip("transformers", reason="models are made by transformers")
@@ -83,54 +90,17 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def saved(make: Callable[[], Any], settings: dict[str, Any], folder: Path, base: str = "base"):
-    """Save a model and an adapter with values other than those that it begins with."""
-    model = make()
-    if not (folder / base).exists():
-        model.save_pretrained(folder / base)
-    model = type(model).from_pretrained(folder / base)
-    config = peft.LoraConfig(r=4, **{"lora_alpha": 8, "task_type": "CAUSAL_LM", **settings})
-    config.base_model_name_or_path = str(folder / base)
-    adapted = peft.get_peft_model(model, config)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if parameter.requires_grad:
-                change = torch.randn_like(parameter) * 0.3
-                parameter.copy_(
-                    parameter.abs() + 0.1 if "magnitude" in name else parameter + change
-                )
-    adapted.save_pretrained(folder / "adapter")
-    return adapted
-
-
-def merged(config: dict[str, Any], out: Path, **options: Any) -> dict[str, torch.Tensor]:
-    mergeloom.merge(config, out, **options)
-    return load_file(out / "model.safetensors")
-
-
-def passthrough(model: str) -> dict[str, Any]:
-    return {"merge_method": "passthrough", "models": [{"model": model}], "dtype": "float32"}
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapted_weights_agree_with_peft(kind: str, tmp_path: Path) -> None:
     adapted = saved(*KINDS[kind], tmp_path)
-    whole = adapted.merge_and_unload()
-    whole.save_pretrained(tmp_path / "theirs")
-    expected = load_file(tmp_path / "theirs" / "model.safetensors")
-    found = merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "out")
-    assert found.keys() == expected.keys()
-    untouched = load_file(tmp_path / "base" / "model.safetensors")
-    assert any(not torch.equal(found[name], untouched[name]) for name in found)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=2e-6, atol=2e-6, msg=name)
+    assert check_against_peft(adapted, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["dora, fan in fan out", "tokens", "biases of lora"])
 def test_an_adapter_is_merged_without_torch(kind: str, tmp_path: Path) -> None:
     saved(*KINDS[kind], tmp_path)
     config = tmp_path / "config.yml"
-    config.write_text(json.dumps(passthrough(f"{tmp_path}/base+{tmp_path}/adapter")))
+    config.write_text(json.dumps(adapted_copy(tmp_path)))
     merge_without_torch(config, tmp_path / "out")
 
 
@@ -149,7 +119,7 @@ def test_a_tied_model_computes_what_it_computes_with_the_adapter(kind: str, tmp_
     tokens = torch.randint(48, (1, 9))
     with torch.no_grad():
         expected = adapted(tokens).logits
-    mergeloom.merge(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "out")
+    mergeloom.merge(adapted_copy(tmp_path), tmp_path / "out")
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
@@ -163,7 +133,7 @@ def test_an_adapter_alone_is_merged_into_the_model_it_names(tmp_path: Path) -> N
     saved(*KINDS["plain"], tmp_path)
     with pytest.warns(LoomWarning, match="is an adapter: it is merged into"):
         alone = merged(passthrough(f"{tmp_path}/adapter"), tmp_path / "alone")
-    named = merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "named")
+    named = merged(adapted_copy(tmp_path), tmp_path / "named")
     assert all(torch.equal(alone[name], named[name]) for name in named)
 
 
@@ -196,13 +166,13 @@ def test_many_adapters_over_one_model_read_it_once(tmp_path: Path) -> None:
 
 def test_an_adapter_with_another_name_prefix_is_applied(tmp_path: Path) -> None:
     saved(*KINDS["plain"], tmp_path)
-    named = merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "named")
+    named = merged(adapted_copy(tmp_path), tmp_path / "named")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file(
         {n.replace("model.model.", "model.language_model."): t for n, t in tensors.items()}, file
     )
-    moved = merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "moved")
+    moved = merged(adapted_copy(tmp_path), tmp_path / "moved")
     assert all(torch.equal(moved[name], named[name]) for name in named)
 
 
@@ -254,7 +224,6 @@ def test_other_kinds_are_refused_by_name(
     ("changes", "words"),
     [
         ({"init_lora_weights": "pissa_niter_4"}, "also changes the base model"),
-        ({"target_parameters": ["experts.down_proj"]}, "parameters of experts"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
         ({"r": 3}, "in the adapter's configuration is 3"),
         ({"lora_alpha": "x"}, "'lora_alpha' is 'x', not a positive number"),
@@ -279,7 +248,7 @@ def test_a_model_named_as_adapter_and_an_adapter_without_weights_are_refused(
         mergeloom.plan(passthrough(f"{tmp_path}/base+{tmp_path}/base"))
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="copy or download it again"):
-        mergeloom.plan(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"))
+        mergeloom.plan(adapted_copy(tmp_path))
 
 
 def test_every_tensor_of_an_adapter_is_accounted_for(tmp_path: Path) -> None:
@@ -303,32 +272,52 @@ def test_the_tokenizer_of_an_adapter_is_used(tmp_path: Path) -> None:
     saved(llama, {"target_modules": ATTENTION}, tmp_path)
     (tmp_path / "base" / "tokenizer.json").write_text("{}")
     (tmp_path / "base" / "generation_config.json").write_text("{}")
-    merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "without")
+    merged(adapted_copy(tmp_path), tmp_path / "without")
     assert (tmp_path / "without" / "tokenizer.json").read_text() == "{}"
     own = {"tokenizer.json": '{"more": 1}', "tokenizer_config.json": "[]"}
     for name, text in own.items():
         (tmp_path / "adapter" / name).write_text(text)
-    merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "out")
+    merged(adapted_copy(tmp_path), tmp_path / "out")
     for name, text in own.items():
         assert (tmp_path / "out" / name).read_text() == text
     assert (tmp_path / "out" / "generation_config.json").read_text() == "{}"
     assert "`adapter`" in (tmp_path / "out" / "README.md").read_text()
 
 
-TIED_HEADS = {
-    "DistilBertForMaskedLM": ("word_embeddings", {}),
-    "ElectraForMaskedLM": ("word_embeddings", {"embedding_size": 16}),
-    "ModernBertForMaskedLM": ("tok_embeddings", {}),
-    "GPTNeoXForCausalLM": ("embed_in", {"tie_word_embeddings": True}),
+WORDS = {"target_modules": ["word_embeddings"]}
+TIED_HEADS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "DistilBERT": ("DistilBertForMaskedLM", WORDS, {}),
+    "ELECTRA": ("ElectraForMaskedLM", WORDS, {"embedding_size": 16}),
+    "ModernBERT": ("ModernBertForMaskedLM", {"target_modules": ["tok_embeddings"]}, {}),
+    "GPT-NeoX": (
+        "GPTNeoXForCausalLM",
+        {"target_modules": ["embed_in"]},
+        {"tie_word_embeddings": True},
+    ),
+    "BERT": ("BertForMaskedLM", WORDS, {}),
+    "RoBERTa": ("RobertaForMaskedLM", WORDS, {}),
+    "ALBERT": ("AlbertForMaskedLM", WORDS, {}),
+    "BERT, head": ("BertForMaskedLM", {"target_modules": ["decoder"]}, {}),
+    "RoBERTa, head saved": (
+        "RobertaForMaskedLM",
+        {"target_modules": ["query"], "modules_to_save": ["lm_head"]},
+        {},
+    ),
+    "BERT, embedding saved": (
+        "BertForMaskedLM",
+        {"target_modules": ["query"], "modules_to_save": ["word_embeddings"]},
+        {},
+    ),
 }
+"""Class, settings of the adapter, and sizes of the model."""
 
 
-@pytest.mark.parametrize("name", TIED_HEADS)
-def test_an_adapter_of_the_embedding_leaves_the_tied_head_as_it_was(
-    name: str, tmp_path: Path
+@pytest.mark.parametrize("kind", TIED_HEADS)
+def test_an_adapter_of_either_leaves_the_tied_embedding_or_head_as_it_was(
+    kind: str, tmp_path: Path
 ) -> None:
-    """The head is then stored under the name that the model's class has for it."""
-    embedding, sizes = TIED_HEADS[name]
+    """The head is then stored under the name that the model's class has for it, and its bias."""
+    name, settings, sizes = TIED_HEADS[kind]
 
     def make() -> Any:
         model = make_model(name, sizes)
@@ -336,8 +325,8 @@ def test_an_adapter_of_the_embedding_leaves_the_tied_head_as_it_was(
         model.tie_weights()
         return model
 
-    adapted = saved(make, {"target_modules": [embedding], "task_type": None}, tmp_path).eval()
-    merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "out")
+    adapted = saved(make, {**settings, "task_type": None}, tmp_path).eval()
+    merged(adapted_copy(tmp_path), tmp_path / "out")
     loaded, about = getattr(transformers, name).from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
@@ -346,13 +335,3 @@ def test_an_adapter_of_the_embedding_leaves_the_tied_head_as_it_was(
     with torch.no_grad():
         found, expected = (each(input_ids=tokens).logits for each in (loaded.eval(), adapted))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "RobertaForMaskedLM"])
-def test_a_head_that_is_tied_together_with_its_bias_is_not_parted(
-    name: str, tmp_path: Path
-) -> None:
-    settings = {"target_modules": ["word_embeddings"], "task_type": None}
-    saved(lambda: make_model(name, {}), settings, tmp_path)
-    with pytest.raises(CheckpointError, match="which the model ties together with a bias"):
-        merged(passthrough(f"{tmp_path}/base+{tmp_path}/adapter"), tmp_path / "out")
