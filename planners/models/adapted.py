@@ -224,11 +224,13 @@ def _changes(module: str, change: ModuleChange) -> dict[str, TensorChange]:
 def _check(model: AdaptedModel, tensor: str, change: TensorChange) -> None:
     """Check that a changed tensor exists, and that the change fits."""
     if tensor not in model:
-        does = "adds to" if change.bias else "has" if change.replaced else "changes"
-        raise CheckpointError(
-            f"'{model.name}': the adapter {does} '{tensor}', which the model does not have",
-            remedy=_OTHER_MODEL,
-        )
+        if change.bias is not None and change.replaced is None:
+            module = tensor.rpartition(".")[0]
+            cause = f"the adapter adds a bias to '{module}', which has none"
+        else:
+            does = "has" if change.replaced is not None else "changes"
+            cause = f"the adapter {does} '{tensor}', which the model does not have"
+        raise CheckpointError(f"'{model.name}': {cause}", remedy=_OTHER_MODEL)
     shape = model.shape(tensor)
     if isinstance(change.product, LowRankProduct) and (
         shape != (wanted := _adapted_shape(change.product))
