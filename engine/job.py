@@ -9,7 +9,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mergeloom.engine.base.errors import MEMORY_SHORT, OutputError, RunError, is_memory_short
+from mergeloom.engine.base.errors import OutputError, is_memory_short, memory_short
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.arithmetic import Arithmetic
 from mergeloom.engine.graph.graph import Graph, Spill, Write
@@ -442,5 +442,5 @@ def _memory_reported() -> Iterator[None]:
         yield
     except Exception as error:
         if is_memory_short(error):
-            raise RunError(MEMORY_SHORT) from error
+            raise memory_short() from error
         raise

@@ -144,8 +144,9 @@ def _check_rows(
         if number:
             raise RunError(
                 f"'{write.name}' in '{write.file.name}' is wrong in {number} of {found.numel()} "
-                "elements that were computed again: do not use this output; merge again with "
-                "--restart, and report it if that continues"
+                "elements that were computed again",
+                remedy="do not use this output; merge again with --restart, and report it if that "
+                "continues",
             )
         return found.numel()
 

@@ -13,7 +13,7 @@ import click
 
 from mergeloom import streams
 from mergeloom.command_line import Argument, Commands, Interrupted, NoSuchCommand, command_of
-from mergeloom.engine.base.errors import MEMORY_SHORT, LoomError, RunError, is_memory_short
+from mergeloom.engine.base.errors import LoomError, RunError, is_memory_short, memory_short
 from mergeloom.engine.base.suggest import nearest
 from mergeloom.packages import missing_package
 from mergeloom.printer import AnswerLost, print_to_stderr
@@ -137,7 +137,7 @@ def run() -> int:
         if isinstance(error, ImportError) and (missing := missing_package(error)) is not None:
             return _report_error(missing)
         if is_memory_short(error):
-            return _report_error(RunError(MEMORY_SHORT))
+            return _report_error(memory_short())
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return _report_error(RunError(f"internal error: {reason} (--debug shows where)"))
 

@@ -58,8 +58,8 @@ def sum_of_weights(weights: Sequence[float]) -> float:
     if abs(total) <= 1e-12 * sum(map(abs, weights)):
         listed = ", ".join(f"{weight:g}" for weight in weights)
         raise ParameterError(
-            f"the weights ({listed}) sum to zero and cannot be normalised: "
-            "change them, or set 'normalize: false'"
+            f"the weights ({listed}) sum to zero and cannot be normalised",
+            remedy="change them, or set 'normalize: false'",
         )
     return total
 
@@ -71,5 +71,8 @@ def base_of(merge: TensorMerge) -> int:
         ParameterError: the base model lacks this tensor, and several others have it.
     """
     if merge.base is None:
-        raise ParameterError("the base model lacks this tensor, so there is nothing to start from")
+        raise ParameterError(
+            "the base model lacks this tensor, so there is nothing to start from",
+            remedy="name a base model that has it",
+        )
     return merge.base

@@ -285,6 +285,6 @@ def _shapes_differ(mismatches: Sequence[ShapeMismatch], rows_remedy: str) -> Che
     if rows_remedy and all(rows_only(mismatch) for mismatch in mismatches):
         return CheckpointError(f"vocabularies differ: {shown}{more}", remedy=rows_remedy)
     return CheckpointError(
-        f"shapes differ in {len(mismatches)} tensors: {shown}{more}: "
-        "only models of one architecture and size can be merged"
+        f"shapes differ in {len(mismatches)} tensors: {shown}{more}",
+        remedy="only models of one architecture and size can be merged",
     )

@@ -12,10 +12,14 @@ from typing import TypeVar
 
 from mergeloom.engine.base.records import dataclass
 
-MEMORY_SHORT = (
-    "the system has no memory left for this process: the same command continues when other "
-    "programs have ended, or with a smaller --ram"
+COPY_AGAIN = "copy or download it again"
+"""Remedy for a damaged file of a checkpoint."""
+
+FILE_CHANGED = (
+    "restore it and the same command continues, or merge with the changed file by --restart"
 )
+"""Remedy for an input that has changed since planning."""
+
 _MEMORY_MESSAGES = ("can't allocate memory", "can't start new thread", "failed to map segment")
 """Messages for lack of memory from torch, Python's threads and the dynamic loader."""
 
@@ -160,13 +164,15 @@ _READ_REMEDIES = {
 """Remedies for files that cannot be read, by the system's error number."""
 
 
-def unreadable(path: Path | str, reason: OSError | str) -> CheckpointError:
-    """The error for a file of a checkpoint that cannot be read; ``reason`` is why."""
-    if isinstance(reason, str):
-        return CheckpointError(f"cannot read '{path}': {reason}")
-    return CheckpointError(
-        f"cannot read '{path}': {reason.strerror}", remedy=_READ_REMEDIES.get(reason.errno or 0, "")
-    )
+def unreadable(path: Path | str, reason: OSError, kind: type[E]) -> E:
+    """The error for a file that cannot be read; ``reason`` is why."""
+    cause = f"cannot read '{path}': {reason.strerror or reason}"
+    return kind(cause, remedy=read_remedy(reason))
+
+
+def read_remedy(reason: OSError) -> str:
+    """What to do if the system refuses to read a file; empty if unknown."""
+    return _READ_REMEDIES.get(reason.errno or 0, "")
 
 
 class BudgetError(LoomError):
@@ -192,6 +198,14 @@ class RunError(LoomError):
 
     exit_code = 1
     kind = "run"
+
+
+def memory_short() -> RunError:
+    """The error for a process that the system gives no more memory."""
+    return RunError(
+        "the system has no memory left for this process",
+        remedy="the same command continues when other programs have ended, or with a smaller --ram",
+    )
 
 
 def is_memory_short(error: BaseException) -> bool:

@@ -252,7 +252,10 @@ class OutputDirectory:
                 f"'{self.path}' is a file, not a directory", remedy="choose another output"
             )
         if found.condition is Condition.UNREADABLE:
-            raise OutputError(f"cannot read '{self.path}': {found.reason}")
+            raise OutputError(
+                f"cannot read '{self.path}': {found.reason}",
+                remedy="choose another output directory",
+            )
         raise OutputError(
             f"'{self.path}' is not empty and was not made by mergeloom",
             remedy="choose another output directory",

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from mergeloom.engine.base import bounded_json
-from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.base.errors import OutputError, unreadable
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import Graph
 from mergeloom.engine.storage.file_system import FILES, Files, reported, write_all
@@ -110,7 +110,7 @@ def read_journal(path: Path) -> JournalContent | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OutputError(f"cannot read '{path}': {error.strerror}") from error
+        raise unreadable(path, error, OutputError) from error
     return JournalContent(
         head["fingerprint"],
         head["identity"],

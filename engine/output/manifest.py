@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from mergeloom.engine.base import bounded_json
-from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.base.errors import OutputError, unreadable
 from mergeloom.engine.base.records import dataclass, record
 from mergeloom.engine.graph.graph import OutputFile, Write
 from mergeloom.engine.output.journal import START_OVER, FinishedTensor
@@ -154,7 +154,7 @@ def read_manifest(output: Path, name: str = NAME) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise OutputError(f"cannot read '{path}': {error.strerror}") from error
+        raise unreadable(path, error, OutputError) from error
     except ValueError as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(document, dict):

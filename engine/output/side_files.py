@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from mergeloom.engine.base.errors import RunError
+from mergeloom.engine.base.errors import FILE_CHANGED, RunError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.digest import ContentDigest, digest_of
 from mergeloom.engine.storage.source import IOMode, ReadOptions, Source
@@ -57,7 +57,4 @@ class SideFile:
                 digest.update(piece)
                 yield piece
         if digest.hexdigest() != self.digest:
-            raise RunError(
-                f"'{self.content.name}' has changed since planning: restore it and the same "
-                "command continues, or merge with the changed file by --restart"
-            )
+            raise RunError(f"'{self.content.name}' has changed since planning", remedy=FILE_CHANGED)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field, replace
 from pathlib import Path
 
-from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.base.errors import OutputError, read_remedy
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.output.journal import JournalContent, Totals, read_journal
 from mergeloom.engine.output.lock import is_held
@@ -42,7 +42,7 @@ class OutputState:
     ``finished`` is the number of recorded tensors, ``finished_bytes`` their size in bytes, and
     ``totals`` those of the whole run, if known. ``running`` says that a process is writing to it.
     ``faults`` lists the faults of an incomplete output, ``reason`` is why one is unreadable or
-    damaged.
+    damaged, ``remedy`` what to do then.
     """
 
     path: Path
@@ -52,6 +52,7 @@ class OutputState:
     finished: int = 0
     faults: tuple[str, ...] = ()
     reason: str = ""
+    remedy: str = ""
     running: bool = False
     finished_bytes: int = 0
     totals: Totals | None = None
@@ -99,7 +100,8 @@ def examine(path: Path) -> OutputState:
         manifest = read_manifest(path)
         journal = read_journal(path / DIRECTORY / "journal") if manifest is None else None
     except OutputError as error:
-        return OutputState(path, Condition.DAMAGED, reason=str(error), running=running)
+        why, remedy = error.cause, error.remedy
+        return OutputState(path, Condition.DAMAGED, reason=why, remedy=remedy, running=running)
     return replace(_recorded(path, manifest, journal), running=running)
 
 
@@ -112,7 +114,8 @@ def foreign_state(path: Path) -> OutputState | None:
     except NotADirectoryError:
         return OutputState(path, Condition.FILE)
     except OSError as error:
-        return OutputState(path, Condition.UNREADABLE, reason=error.strerror or str(error))
+        why = error.strerror or str(error)
+        return OutputState(path, Condition.UNREADABLE, reason=why, remedy=read_remedy(error))
     if not entries:
         return OutputState(path, Condition.EMPTY)
     if DIRECTORY not in entries or not (path / DIRECTORY).is_dir():

@@ -70,7 +70,10 @@ def verify_output(output: Path) -> Verification:
             )
         journal = read_journal(output / DIRECTORY / "journal")
         if journal is None:
-            raise OutputError(f"'{output}' holds a merge that has not recorded any tensor yet")
+            raise OutputError(
+                f"'{output}' holds a merge that has not recorded any tensor yet",
+                remedy="the same merge again continues it",
+            )
         places, wrong = _recorded_tensors(output, journal)
         records = tuple(record for _, record in places)
         wrong += [(record.name, reason) for record, reason in verify_tensors(places)]

@@ -84,8 +84,8 @@ class DeviceWorker:
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunError(
-                f"'{self._device.name}' failed: {reason}; finished tensors are kept, and the same "
-                "command continues, with --device cpu without this device"
+                f"'{self._device.name}' failed: {reason}; finished tensors are kept",
+                remedy="the same command continues, with --device cpu without this device",
             ) from error
         finally:
             # Blocks must not be released while a copy uses them. A failed device raises again,

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import random
 
-from mergeloom.engine.base.errors import RunError, unreadable
+from mergeloom.engine.base.errors import FILE_CHANGED, CheckpointError, RunError, unreadable
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.memory.ledger import Block
 from mergeloom.engine.memory.pages import PAGE
@@ -79,7 +79,7 @@ class FileSource:
         try:
             status = path.stat()
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise unreadable(path, error, CheckpointError) from error
         identity = f"{status.st_size}-{status.st_mtime_ns}"
         return FileSource(str(path), status.st_size, status.st_mtime_ns, identity)
 
@@ -172,7 +172,8 @@ class FileReader:
                 if count == 0:
                     raise RunError(
                         f"'{self.source.path}' ends at byte {position + done} instead of {stop}: "
-                        "it changed while it was read; restore it and the same command continues"
+                        "it changed while it was read",
+                        remedy=FILE_CHANGED,
                     )
                 done += count
             if drop:
@@ -207,10 +208,7 @@ class FileReader:
         with reported("read", self.source.path):
             now = os.fstat(self._fd)
         if (now.st_size, now.st_mtime_ns) != (self.source.size, self.source.modified):
-            raise RunError(
-                f"'{self.source.path}' has changed since planning: restore it and the same command "
-                "continues, or merge the changed file with --restart"
-            )
+            raise RunError(f"'{self.source.path}' has changed since planning", remedy=FILE_CHANGED)
 
     def close(self) -> None:
         for fd in (self._fd, self._direct):

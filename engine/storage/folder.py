@@ -134,7 +134,7 @@ class LocalFolder(_Local):
         try:
             return sorted(entry.name for entry in self.path.iterdir() if entry.is_file())
         except OSError as error:
-            raise unreadable(self.path, error) from error
+            raise unreadable(self.path, error, CheckpointError) from error
 
     def folders(self) -> Sequence[str]:
         try:
@@ -159,9 +159,12 @@ class LocalFolder(_Local):
             with open(path, "rb") as file:
                 content = file.read(max_bytes + 1)
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise unreadable(path, error, CheckpointError) from error
         if len(content) > max_bytes:
-            raise CheckpointError(f"'{path}' is larger than {max_bytes >> 20} MiB")
+            raise CheckpointError(
+                f"'{path}' is larger than {max_bytes >> 20} MiB",
+                remedy="check that it is the right file",
+            )
         return content
 
     def source(self, name: str) -> FileSource:
@@ -176,8 +179,8 @@ class LocalFolder(_Local):
         is_in_cache = folder == "blobs" and model.startswith("models--")
         if not is_in_cache and not target.is_relative_to(self.path.resolve()):
             raise CheckpointError(
-                f"'{path}' is a link that leads outside the checkpoint's directory: "
-                "replace it by the file itself"
+                f"'{path}' is a link that leads outside the checkpoint's directory",
+                remedy="replace it by the file itself",
             )
         return path
 

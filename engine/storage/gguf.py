@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from mergeloom.engine.base.dtypes import BY_CODE, GGML, DType
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.source import Source, read_part
 from mergeloom.engine.storage.source_file import planning_reader
@@ -35,6 +35,7 @@ MAX_DIMENSIONS = 4
 MAX_NAME = 1000
 _MAX_ALIGNMENT = 1 << 20
 _MAX_ELEMENTS = 1 << 62
+_OTHER_WEIGHTS = "merge its original weights"
 _FIRST_READ = 1 << 20
 """Bytes read at first; most headers are shorter."""
 
@@ -121,6 +122,14 @@ class _Malformed(Exception):
     """The header is malformed; the text says how."""
 
 
+class _Unsupported(Exception):
+    """The file is valid but not supported; the text says why, ``remedy`` what to do."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.remedy = remedy
+
+
 def read_gguf(source: Source) -> GgufHeader:
     """Read and validate the header of a GGUF file.
 
@@ -137,11 +146,12 @@ def read_gguf(source: Source) -> GgufHeader:
             if length >= source.size:
                 raise CheckpointError(
                     f"'{source.name}' is truncated: it ends within its header",
-                    remedy="copy or download it again",
+                    remedy=COPY_AGAIN,
                 )
             if length >= MAX_HEADER_BYTES:
                 raise CheckpointError(
-                    f"'{source.name}' has a header of more than {MAX_HEADER_BYTES >> 20} MiB"
+                    f"'{source.name}' has a header of more than {MAX_HEADER_BYTES >> 20} MiB",
+                    remedy=_OTHER_WEIGHTS,
                 )
             length = min(4 * length, source.size, MAX_HEADER_BYTES)
 
@@ -154,19 +164,24 @@ def parse_gguf(content: bytes, size: int, path: str) -> GgufHeader | None:
         CheckpointError: the header is malformed, or has a tensor of unknown type.
     """
     try:
-        return _Parser(content, size).header()
+        return _Parser(content, size, path).header()
     except _Incomplete:
         return None
     except _Malformed as error:
-        raise CheckpointError(f"'{path}' is not a valid GGUF file: {error}") from error
+        raise CheckpointError(
+            f"'{path}' is not a valid GGUF file: {error}", remedy=COPY_AGAIN
+        ) from error
+    except _Unsupported as error:
+        raise CheckpointError(f"'{path}' {error}", remedy=error.remedy) from error
 
 
 class _Parser:
     """Parses one header from the first bytes of a file of ``size`` bytes."""
 
-    def __init__(self, content: bytes, size: int) -> None:
+    def __init__(self, content: bytes, size: int, path: str) -> None:
         self._content = content
         self._size = size
+        self._path = path
         self._at = 0
 
     def header(self) -> GgufHeader:
@@ -177,8 +192,14 @@ class _Parser:
         if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
             if swapped in (2, 3):
-                raise _Malformed("it is big-endian, which is not supported")
-            raise _Malformed(f"version {version} is not supported, only versions 2 and 3 are")
+                raise _Unsupported(
+                    "is a big-endian GGUF file, which is not supported",
+                    f"gguf-convert-endian '{self._path}' little (of the package gguf) converts it",
+                )
+            raise _Unsupported(
+                f"has version {version} of GGUF, and only versions 2 and 3 are supported",
+                _OTHER_WEIGHTS,
+            )
         tensors, values = self._number("Q"), self._number("Q")
         if tensors > MAX_TENSORS:
             raise _Malformed(f"its header claims {tensors} tensors, more than {MAX_TENSORS}")
@@ -222,7 +243,7 @@ class _Parser:
             return struct.unpack(f"<{count}{letter}", raw)
         if inner != _STRING:
             what = "an array of arrays" if inner == _ARRAY else f"an array of type {inner}"
-            raise _Malformed(f"'{key}' is {what}, which is not supported")
+            raise _Unsupported(f"has {what} as '{key}', which is not supported", _OTHER_WEIGHTS)
         return self._strings(count)
 
     def _strings(self, count: int) -> StringArray:
@@ -255,7 +276,9 @@ class _Parser:
             kind, offset = self._number("I"), self._number("Q")
             dtype = TYPES.get(kind)
             if dtype is None:
-                raise _Malformed(f"'{name}' has the unknown tensor type {kind}")
+                raise _Unsupported(
+                    f"has the tensor '{name}' of the unknown type {kind}", _OTHER_WEIGHTS
+                )
             if math.prod(shape) > _MAX_ELEMENTS:
                 raise _Malformed(f"'{name}' has an impossibly large shape")
             if (shape[-1] if shape else 1) % dtype.block:

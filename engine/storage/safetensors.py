@@ -23,7 +23,7 @@ from json.encoder import encode_basestring
 from typing import Any, NamedTuple, TypeVar
 
 from mergeloom.engine.base.dtypes import BY_CODE, DType
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.source import Source, read_part
 from mergeloom.engine.storage.source_file import planning_reader
@@ -41,7 +41,6 @@ _METADATA = "__metadata__"
 """The member of a header that is no tensor."""
 _LFS_POINTER = b"version https://git-lfs"
 """The first bytes of a Git LFS pointer file."""
-COPY_AGAIN = "copy or download it again"
 
 _SPACE = rb"[ \t\n\r]*"
 _NUMBER = rb"(?:0|[1-9]\d{0,18})"
@@ -140,16 +139,21 @@ def parse_header(content: bytes, size: int, path: str) -> tuple[dict[str, Entry]
     try:
         entries, metadata = _Scanner(content).scan()
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"'{path}' has a broken header: {error}") from error
+        raise CheckpointError(
+            f"'{path}' has a broken header: {error}", remedy=COPY_AGAIN
+        ) from error
     except _Unsupported as error:
-        raise CheckpointError(f"'{path}' has an unsupported tensor: {error}") from error
+        raise CheckpointError(
+            f"'{path}' has an unsupported tensor: {error}",
+            remedy="save it in another dtype, or without this tensor",
+        ) from error
     except _Malformed as error:
-        raise CheckpointError(f"'{path}' is malformed: {error}") from error
+        raise CheckpointError(f"'{path}' is malformed: {error}", remedy=COPY_AGAIN) from error
     end = _PREFIX + len(content)
     for name, (_, _, start, stop) in entries.items():
         if start != end:
             how = "overlaps the tensor before it" if start < end else "leaves a gap before it"
-            raise CheckpointError(f"'{path}' is malformed: '{name}' {how}")
+            raise CheckpointError(f"'{path}' is malformed: '{name}' {how}", remedy=COPY_AGAIN)
         end = stop
     if end != size:
         how = "is truncated" if end > size else "has bytes after its last tensor"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mergeloom.engine.base.errors import RunError, unreadable
+from mergeloom.engine.base.errors import CheckpointError, RunError, unreadable
 from mergeloom.engine.storage.digest import PIECE_BYTES
 from mergeloom.engine.storage.source import IOMode, Reader, ReadOptions, Source, read_part
 
@@ -68,8 +68,11 @@ def planning_reader(source: Source) -> Iterator[Reader]:
         with contextlib.closing(source.open(ReadOptions(IOMode.BUFFERED))) as reader:
             yield reader
     except RunError as error:
-        reason = error.__cause__ if isinstance(error.__cause__, OSError) else str(error)
-        raise unreadable(source.name, reason) from error
+        if isinstance(error.__cause__, OSError):
+            raise unreadable(source.name, error.__cause__, CheckpointError) from error
+        raise CheckpointError(
+            f"cannot read '{source.name}': {error.cause}", remedy=error.remedy
+        ) from error
 
 
 @contextmanager

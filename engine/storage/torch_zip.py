@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mergeloom.engine.base.dtypes import BY_NAME, DType
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.pickled import (
     PickledTensor,
@@ -26,7 +26,6 @@ from mergeloom.engine.storage.pickled import (
     contains_tensors,
     read_pickle,
 )
-from mergeloom.engine.storage.safetensors import COPY_AGAIN
 from mergeloom.engine.storage.source import Source
 from mergeloom.engine.storage.source_file import opened_file
 

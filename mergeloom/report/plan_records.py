@@ -229,6 +229,8 @@ class OutputState:
     finished_tensors: int
     differences: tuple[Difference, ...] = ()
     faults: tuple[str, ...] = ()
+    remedy: str = ""
+    """What to do if ``merge`` refuses the directory."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mergeloom.report import plan_records
 
 _MAX_NAMES = 2
 
-_OTHER_DIRECTORY = "choose another output directory, or start over there with --restart"
+_CHOOSE = "choose another output directory"
 
 
 def state_record(
@@ -30,16 +30,20 @@ def state_record(
     """
     same = None if found.fingerprint is None else found.fingerprint == fingerprint
     differing = differences(found.identity, identity) if same is False else ()
+    remedy = ""
     if only_times_differ(differing):
         will, message = _touched_action(found, differing)
+    elif (refusal := _refusal(found, same, describe_differences(differing))) is not None:
+        will, (message, remedy) = "refuse", refusal
     else:
-        will, message = _action(found, same, describe_differences(differing), tensors)
+        will, message = _action(found, same, tensors)
     return plan_records.OutputState(
         directory=str(found.path),
         condition=found.condition.value,
         same=same,
         will=will,
         message=message,
+        remedy=remedy,
         finished_tensors=found.finished,
         differences=tuple(
             plan_records.Difference(each.what, each.recorded, each.current) for each in differing
@@ -48,37 +52,43 @@ def state_record(
     )
 
 
-def _action(found: OutputState, same: bool | None, different: str, tensors: int) -> tuple[str, str]:
-    """The action of ``merge``, and a sentence about the directory."""
+def _refusal(found: OutputState, same: bool | None, different: str) -> tuple[str, str] | None:
+    """Why ``merge`` refuses the directory, and the remedy; ``None`` if it does not."""
     out, condition = f"'{found.path}'", found.condition
     if found.running:
-        return "refuse", (
-            f"{out} is being written by another process: wait for it ('mergeloom status' says how "
-            "far it is), or choose another output directory"
+        return (
+            f"{out} is being written by another process",
+            f"wait for it ('mergeloom status' says how far it is), or {_CHOOSE}",
         )
     if condition is Condition.ABSENT:
         lacking = _obstacle(found.path)
-        if lacking is not None:
-            return "refuse", f"{out} cannot be made: {lacking}"
+        return None if lacking is None else (f"{out} cannot be made: {lacking}", _CHOOSE)
+    if condition is Condition.FILE:
+        return f"{out} is a file, or inside one", _CHOOSE
+    if condition is Condition.UNREADABLE:
+        return f"{out} cannot be read ({found.reason})", _CHOOSE
+    if condition is Condition.FOREIGN:
+        return f"{out} is not empty and was not made by mergeloom", _CHOOSE
+    if condition is Condition.DAMAGED:
+        return f"{out} holds a merge whose records are damaged: {found.reason}", found.remedy
+    if same is False:
+        what = "an interrupted" if condition is Condition.INTERRUPTED else "a finished"
+        return (
+            f"{out} holds {what} merge that differs: {different}",
+            f"{_CHOOSE}, or start over there with --restart",
+        )
+    return None
+
+
+def _action(found: OutputState, same: bool | None, tensors: int) -> tuple[str, str]:
+    """The action of ``merge`` in a directory that it accepts, and a sentence about it."""
+    out, condition = f"'{found.path}'", found.condition
+    if condition is Condition.ABSENT:
         return "start", f"{out} does not exist yet: merge will create it"
     if condition is Condition.EMPTY:
         return "start", f"{out} is an empty directory: merge will fill it"
-    if condition is Condition.FILE:
-        return "refuse", f"{out} is a file, or inside one: choose another output directory"
-    if condition is Condition.UNREADABLE:
-        return "refuse", f"{out} cannot be read ({found.reason}): choose another output directory"
-    if condition is Condition.FOREIGN:
-        return "refuse", (
-            f"{out} is not empty and was not made by mergeloom: choose another output directory"
-        )
-    if condition is Condition.DAMAGED:
-        return "refuse", f"{out} holds a merge whose records are damaged: {found.reason}"
-    finished = condition is not Condition.INTERRUPTED
     if same is None:
         return "start", f"{out} holds a merge that was interrupted before it had finished a tensor"
-    if not same:
-        what = "a finished merge" if finished else "an interrupted merge"
-        return "refuse", f"{out} holds {what} that differs: {different}: {_OTHER_DIRECTORY}"
     if condition is Condition.FINISHED:
         return "nothing", f"{out} holds this merge, finished: nothing is left to do"
     if condition is Condition.INCOMPLETE:

@@ -32,7 +32,7 @@ def status_report(output: Path) -> StatusReport:
             remedy="name a directory that 'mergeloom merge' wrote into",
         )
     if found.condition is Condition.UNREADABLE:
-        raise OutputError(f"'{output}' cannot be read: {found.reason}")
+        raise OutputError(f"'{output}' cannot be read: {found.reason}", remedy=found.remedy)
     totals = found.totals
     share = None
     if totals is not None:
@@ -63,7 +63,7 @@ def _message(found: OutputState, share: float | None) -> str:
     if found.running:
         return f"{out} is being written: {so_far}"
     if found.condition is Condition.DAMAGED:
-        return f"{out} holds a merge whose records are damaged: {found.reason}"
+        return f"{out} holds a merge whose records are damaged: {found.reason}: {found.remedy}"
     if found.condition is Condition.INTERRUPTED:
         if found.fingerprint is None:
             so_far = "nothing is recorded yet"

@@ -7,7 +7,7 @@ import gzip
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergeloom.engine.base.errors import OutputError
+from mergeloom.engine.base.errors import OutputError, unreadable
 from mergeloom.engine.output.manifest import DIRECTORY
 from mergeloom.engine.storage.files import write_file
 from mergeloom.report.detail_records import DetailsReport
@@ -81,4 +81,4 @@ def _read_document(output: Path, name: str, document: str) -> Document:
             remedy="'mergeloom verify' says whether the output itself is sound",
         ) from error
     except OSError as error:
-        raise OutputError(f"cannot read '{path}': {error.strerror or error}") from error
+        raise unreadable(path, error, OutputError) from error

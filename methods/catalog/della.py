@@ -67,8 +67,8 @@ def check_probabilities(density: float, epsilon: float) -> None:
     if 0 < density < 1 and not (density > epsilon and density + epsilon < 1):
         raise ParameterError(
             f"'density' {density:g} and 'epsilon' {epsilon:g} give probabilities from "
-            f"{density - epsilon:g} to {density + epsilon:g}, which must lie between 0 and 1: "
-            f"choose an 'epsilon' below {min(density, 1 - density):g}"
+            f"{density - epsilon:g} to {density + epsilon:g}, which must lie between 0 and 1",
+            remedy=f"choose an 'epsilon' below {min(density, 1 - density):g}",
         )
 
 

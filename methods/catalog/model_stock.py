@@ -69,7 +69,8 @@ class ModelStock(Method):
         base = base_of(merge)
         if len(merge.others) < 2:
             raise ParameterError(
-                "model_stock needs two models besides the base, but only one has this tensor"
+                "model_stock needs two models besides the base, but only one has this tensor",
+                remedy="give a further model that has it, or merge by another method",
             )
         if merge.settings["filter_wise"]:
             return RowCombination(Stock(), merge.others, base)

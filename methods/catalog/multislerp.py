@@ -53,8 +53,8 @@ class SphericalMean(Rule):
             divisor = sum(self.weights) or 1.0
             return [weight / divisor for weight in self.weights]
         raise RunError(
-            f"'{self.tensor}': the weighted directions cancel out, so their mean has no direction: "
-            "change the weights, or merge this tensor by another method"
+            f"'{self.tensor}': the weighted directions cancel out, so their mean has no direction",
+            remedy="change the weights, or merge this tensor by another method",
         )
 
 

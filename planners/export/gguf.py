@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeloom.engine.base.dtypes import BF16, F16, F32, GGML, DType
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge, OutputFile, Write
 from mergeloom.engine.graph.kernel import Copy
@@ -26,6 +26,7 @@ from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
 from mergeloom.planners.config.model_reference import parse_reference
 from mergeloom.planners.export.metadata import (
+    OTHER_CONVERTER,
     family_of_config,
     model_metadata,
     number_of_experts,
@@ -95,7 +96,9 @@ def plan_export(
     try:
         header, offsets = build_gguf(values, described)
     except ValueError as error:
-        raise CheckpointError(f"'{reference}' cannot be exported: {error}") from error
+        raise CheckpointError(
+            f"'{reference}' cannot be exported: {error}", remedy=OTHER_CONVERTER
+        ) from error
     size = offsets[-1] + described[-1][1].nbytes(math.prod(described[-1][2]))
     file = OutputFile(FILE_NAME, header, size)
     writes = [
@@ -124,7 +127,8 @@ def _file_tensors(
     strange = next((name for name in unknown if name not in left), None)
     if strange is not None:
         raise CheckpointError(
-            f"'{where}' has '{strange}', unlike GGUF files of a '{family.model_type}'"
+            f"'{where}' has '{strange}', unlike GGUF files of a '{family.model_type}'",
+            remedy=OTHER_CONVERTER,
         )
     heads = {
         QUERIES: int(config["num_attention_heads"]),
@@ -148,7 +152,9 @@ def _file_tensors(
         found[called] = _file_tensor(builder, model, ours, next(counts, None), family, dtype)
     missing = [names[each] for each in names if each.endswith("embed_tokens.weight")]
     if missing[0] not in found:
-        raise CheckpointError(f"'{where}' has no embedding, so it is not a complete model")
+        raise CheckpointError(
+            f"'{where}' has no embedding, so it is not a complete model", remedy=COPY_AGAIN
+        )
     return found, tuple(left)
 
 
@@ -193,7 +199,10 @@ def _stacked_experts(
     try:
         whole = StoredTensor.stack([each.entry for each in stored if each is not None])
     except ValueError as error:
-        raise CheckpointError(f"'{where}': '{experts[0]}' and others like it: {error}") from error
+        raise CheckpointError(
+            f"'{where}': '{experts[0]}' and others like it: {error}",
+            remedy=OTHER_CONVERTER,
+        ) from error
     if None in stored:
         name = experts[stored.index(None)]
         how = (

@@ -17,6 +17,9 @@ from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.planners.models.gguf.config import LLAMA3, LONG, SHORT
 from mergeloom.planners.models.gguf.families import FAMILIES, Family
 
+OTHER_CONVERTER = "llama.cpp's own converter supports more models"
+"""Remedy for models that cannot be exported."""
+
 
 def family_of_config(config: Mapping[str, Any], where: str) -> Family:
     """The family of a model called ``where``.
@@ -30,7 +33,7 @@ def family_of_config(config: Mapping[str, Any], where: str) -> Family:
         known = ", ".join(each.model_type for each in FAMILIES)
         raise CheckpointError(
             f"'{where}' is a model of type '{str(kind)[:80]}', which cannot be exported to GGUF",
-            remedy=f"exported are {known}; llama.cpp's own converter supports more",
+            remedy=f"exported are {known}; {OTHER_CONVERTER}",
         )
     return family
 
@@ -55,7 +58,10 @@ def model_metadata(
     for key, ours in keys.items():
         value = number_of_experts(config) if ours == family.experts else config.get(ours)
         if value is None and key in family.required:
-            raise CheckpointError(f"'{where}': config.json has no '{ours}'")
+            raise CheckpointError(
+                f"'{where}': config.json has no '{ours}'",
+                remedy="add it, as the class of the model has it",
+            )
         if value is not None:
             real = ours.endswith(("eps", "capping"))
             found[prefix + key] = float(value) if real else int(value)
@@ -80,7 +86,8 @@ def model_metadata(
     elif kind not in ("default", "llama3"):
         raise CheckpointError(
             f"'{where}' has a rotary embedding of the type '{str(kind)[:40]}', which cannot "
-            "be exported"
+            "be exported",
+            remedy=OTHER_CONVERTER,
         )
     if original is not None and kind in ("yarn", "longrope"):
         found[prefix + "rope.scaling.original_context_length"] = int(original)
@@ -109,7 +116,8 @@ def _check_fixed(family: Family, config: Mapping[str, Any], where: str) -> None:
         if key in family.fixed and value != family.fixed[key]:
             raise CheckpointError(
                 f"'{where}' has '{key}: {str(value)[:40]}', which a GGUF file of a "
-                f"'{family.model_type}' cannot express (it means {family.fixed[key]})"
+                f"'{family.model_type}' cannot express (it means {family.fixed[key]})",
+                remedy=OTHER_CONVERTER,
             )
 
 

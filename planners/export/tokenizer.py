@@ -46,7 +46,11 @@ def tokenizer_metadata(folder: Folder, rows: int, where: str) -> dict[str, Any]:
     if not isinstance(model, dict) or tokenizer.kind != "BPE":
         raise _not_expressible(where, f"it is of the type {tokenizer.kind}, not BPE")
     if max(tokenizer.ids.values(), default=0) >= rows:
-        raise CheckpointError(f"'{where}' has tokens without a row in its embedding")
+        raise CheckpointError(
+            f"'{where}' has tokens without a row in its embedding",
+            remedy="merge it with 'tokenizer: {source: base}' first, which leaves them out, or "
+            "export with --no-tokenizer",
+        )
     parts = list(_splitting_steps(document))
     if any(part.get("type") == "ByteLevel" for part in parts):
         metadata: dict[str, Any] = {

@@ -237,7 +237,8 @@ def _check(model: AdaptedModel, tensor: str, change: TensorChange) -> None:
     ):
         raise CheckpointError(
             f"'{model.name}': the adapter is for a weight of shape {'x'.join(map(str, wanted))}, "
-            f"the model's '{tensor}' is {'x'.join(map(str, shape))}: it was made for another model"
+            f"the model's '{tensor}' is {'x'.join(map(str, shape))}",
+            remedy=_OTHER_MODEL,
         )
     if change.rows is not None and (
         change.rows.rows.shape[1:] != shape[1:] or max(change.rows.indices, default=0) >= shape[0]

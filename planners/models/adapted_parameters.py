@@ -22,7 +22,7 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.transpose import Transpose
-from mergeloom.planners.models.adapter import Adapter, FactorPair
+from mergeloom.planners.models.adapter import WITH_PEFT, Adapter, FactorPair
 from mergeloom.planners.models.model import Model
 
 Shape = tuple[int, ...]
@@ -41,8 +41,6 @@ _STORED_BESIDE = {"gate_up_proj": "input_linear.weight", "down_proj": "output_li
 _TWO_LAYOUTS = {"aria", "gpt_oss", "openai_privacy_filter", "qwen3_vl_moe", "qwen3_vl_moe_text"}
 """Model types whose experts are stored as (n, in, out), and for which the layout of factors depends
 on the versions of both peft and transformers."""
-
-MERGE_WITH_PEFT = "merge it into its model with peft (merge_and_unload) first"
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def _assignments(
         raise CheckpointError(
             f"'{name}': the adapter changes {wanted} of '{module}', which the model does not store "
             "in a known way",
-            remedy=MERGE_WITH_PEFT,
+            remedy=WITH_PEFT,
         )
     count, some = len(factors), False
     if count == len(places) <= 4:
@@ -226,7 +224,7 @@ def _usual_layout(name: str, base: Model, adapter: Adapter, module: str) -> bool
         raise CheckpointError(
             f"'{name}': the adapter changes square experts of '{module}' only, which it may change "
             "in two ways that depend on the version of transformers it was made with",
-            remedy=MERGE_WITH_PEFT,
+            remedy=WITH_PEFT,
         )
     version = re.match(r"(\d+)\.(\d+)", str(adapter.checkpoint.config.get("peft_version")))
     return version is None or (int(version[1]), int(version[2])) < (0, 19)

@@ -27,16 +27,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder
-from mergeloom.engine.storage.safetensors import COPY_AGAIN
 from mergeloom.planners.models.checkpoint import Checkpoint, open_files
 from mergeloom.planners.models.small_files import read_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+WITH_PEFT = "merge it into its model with peft (merge_and_unload) first"
+"""Remedy for adapters that only their own library can apply."""
 
 _PREFIX = "base_model.model."
 _MATRICES = ("lora_A.weight", "lora_B.weight")
@@ -192,21 +194,21 @@ def _refuse_unsupported(directory: str, config: Mapping[str, Any]) -> None:
     if kind not in _SUPPORTED:
         name = kind if isinstance(kind, str) and kind.isprintable() else "unknown"
         raise CheckpointError(
-            f"'{directory}' is a {name[:40]} adapter, and only LoRA, DoRA and rsLoRA can be "
-            "merged: merge it into its model with peft (merge_and_unload) first"
+            f"'{directory}' is a {name[:40]} adapter, and only LoRA, DoRA and rsLoRA can be merged",
+            remedy=WITH_PEFT,
         )
     for key, reason in _UNSUPPORTED_SETTINGS.items():
         if config.get(key):
             raise CheckpointError(
-                f"'{directory}' cannot be merged: {reason}; if peft can, merge it with that "
-                "first (merge_and_unload)"
+                f"'{directory}' cannot be merged: {reason}",
+                remedy=f"if peft can, {WITH_PEFT}",
             )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
         raise CheckpointError(
             f"'{directory}' was initialised by '{start[:40]}', which also changes the base model, "
-            "so it does not fit the original one: save it again with peft's "
-            "path_initial_model_for_weight_conversion"
+            "so it does not fit the original one",
+            remedy="save it again with peft's path_initial_model_for_weight_conversion",
         )
 
 
@@ -291,13 +293,14 @@ def _product(
     if len(down.shape) < 2 or len(up.shape) < 2 or down.shape[0] != rank or up.shape[1] != rank:
         raise CheckpointError(
             f"'{directory}': the matrices for '{module}' are {_shape_text(down)} and "
-            f"{_shape_text(up)}, but their rank in the adapter's configuration is {rank:g}"
+            f"{_shape_text(up)}, but their rank in the adapter's configuration is {rank:g}",
+            remedy=COPY_AGAIN,
         )
     lengths = parts.get("lora_magnitude_vector")
     if lengths is not None and len(down.shape) != 2:
         raise CheckpointError(
-            f"'{directory}': DoRA of '{module}', which is not a matrix, cannot be merged: merge it "
-            "with peft (merge_and_unload) first"
+            f"'{directory}': DoRA of '{module}', which is not a matrix, cannot be merged",
+            remedy=WITH_PEFT,
         )
     return LowRankProduct(
         down=down,
@@ -337,7 +340,8 @@ def _module_setting(
         value = next(found, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise CheckpointError(
-            f"'{directory}/{CONFIG}': '{key}' is {value!r}, not a positive number"
+            f"'{directory}/{CONFIG}': '{key}' is {value!r}, not a positive number",
+            remedy=COPY_AGAIN,
         )
     return float(value)
 
@@ -358,7 +362,8 @@ def _matches(pattern: object, module: str, directory: str) -> bool:
         or re.search(r"[)\]}*+?]\s*[*+{]", pattern.replace("]*", "").replace("]+", ""))
     ):
         raise CheckpointError(
-            f"'{directory}/{CONFIG}': the pattern {pattern[:80]!r} is too complex to match safely"
+            f"'{directory}/{CONFIG}': the pattern {pattern[:80]!r} is too complex to match safely",
+            remedy="write the names of its modules instead",
         )
     try:
         return re.match(rf"(?:.*\.)?(?:{pattern})$", module) is not None

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder, local
@@ -233,13 +233,19 @@ def _united(folder: Folder, files: Mapping[str, WeightFile]) -> HeaderContents:
     for number, (name, file) in enumerate(files.items()):
         for tensor in entries.keys() & file.entries.keys():
             other = next(n for n, each in files.items() if tensor in each.entries)
-            raise CheckpointError(f"'{folder.name}': '{tensor}' is in '{other}' and in '{name}'")
+            raise CheckpointError(
+                f"'{folder.name}': '{tensor}' is in '{other}' and in '{name}'",
+                remedy="keep only the files of one checkpoint",
+            )
         entries.update(file.entries)
         numbers.update(dict.fromkeys(file.entries, number))
         if len(entries) > MAX_TENSORS:
-            raise CheckpointError(f"'{folder.name}' has more than {MAX_TENSORS} tensors")
+            raise CheckpointError(
+                f"'{folder.name}' has more than {MAX_TENSORS} tensors",
+                remedy="keep only the files of one checkpoint",
+            )
     if not entries:
-        raise CheckpointError(f"'{folder.name}' has no tensors")
+        raise CheckpointError(f"'{folder.name}' has no tensors", remedy=COPY_AGAIN)
     return HeaderContents(entries, numbers)
 
 
@@ -322,8 +328,8 @@ def _has_weights(folder: Folder) -> bool:
 def _refuse_quantised(folder: Folder, how: str | None) -> None:
     if how is not None:
         raise CheckpointError(
-            f"'{folder.name}' is quantised ({how}): merge the original weights and quantise the "
-            "result"
+            f"'{folder.name}' is quantised ({how})",
+            remedy="merge the original weights and quantise the result",
         )
 
 

@@ -150,5 +150,9 @@ def read_weights(source: Source, name: str, headers: HeaderReader) -> WeightFile
     """
     how = next((how for how in FORMATS if name.endswith(how.suffixes)), None)
     if how is None:
-        raise CheckpointError(f"'{source.name}' is in no known weight format")
+        known = ", ".join(suffix for each in FORMATS for suffix in each.suffixes)
+        raise CheckpointError(
+            f"'{source.name}' is in no known weight format",
+            remedy=f"names of files of weights end in {known}",
+        )
     return how.read(source, headers)

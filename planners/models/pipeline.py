@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.output.manifest import is_inside
 from mergeloom.engine.output.side_files import SideFile
@@ -55,7 +55,7 @@ def open_pipeline(folder: Folder, headers: HeaderReader) -> Checkpoint:
     if not components:
         raise CheckpointError(
             f"'{folder.name}' is a pipeline ({PIPELINE}) whose components have no weights",
-            remedy="copy or download it again",
+            remedy=COPY_AGAIN,
         )
     return Checkpoint(
         folder,

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergeloom.engine.base.dtypes import F4, F8_E8M0, U4, U8
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
@@ -159,7 +159,8 @@ def find_quantised(
                 found.value.check()
         except ValueError as error:
             raise CheckpointError(
-                f"'{where}': the quantised '{name}' and its scales do not match: {error}"
+                f"'{where}': the quantised '{name}' and its scales do not match: {error}",
+                remedy=f"{COPY_AGAIN}, or merge the original weights",
             ) from error
         if found is not None:
             coded[found.name] = found.value

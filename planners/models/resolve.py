@@ -102,7 +102,10 @@ class Resolver:
         given = self._given(location)
         if given is not None:
             if not _is_model_path(given):
-                raise CheckpointError(f"'{given}', given for '{location}', is not a directory")
+                raise CheckpointError(
+                    f"'{given}', given for '{location}', is not a directory",
+                    remedy="give the directory of the model",
+                )
             return FoundModel(given, FoundIn.GIVEN)
         local = self._find_locally(location)
         if local is not None:

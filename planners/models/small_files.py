@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mergeloom.engine.base import bounded_json
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.storage.folder import Folder
 
 MAX_JSON_BYTES = 64 << 20
@@ -28,7 +28,7 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
     """
     document = _parsed(content, where)
     if not isinstance(document, dict):
-        raise CheckpointError(f"{where} is not a JSON object")
+        raise CheckpointError(f"{where} is not a JSON object", remedy=COPY_AGAIN)
     return document
 
 
@@ -41,7 +41,7 @@ def read_list(folder: Folder, name: str) -> list[Any]:
     where = f"'{folder.name}/{name}'"
     document = _parsed(folder.read(name, MAX_JSON_BYTES), where)
     if not isinstance(document, list):
-        raise CheckpointError(f"{where} is not a JSON list")
+        raise CheckpointError(f"{where} is not a JSON list", remedy=COPY_AGAIN)
     return document
 
 
@@ -49,4 +49,4 @@ def _parsed(content: bytes, where: str) -> Any:
     try:
         return bounded_json.parse(content)
     except ValueError as error:
-        raise CheckpointError(f"{where} is not valid JSON: {error}") from error
+        raise CheckpointError(f"{where} is not valid JSON: {error}", remedy=COPY_AGAIN) from error

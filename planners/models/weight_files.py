@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.storage.folder import Folder
-from mergeloom.engine.storage.safetensors import COPY_AGAIN, MAX_NAME, HeaderReader
+from mergeloom.engine.storage.safetensors import MAX_NAME, HeaderReader
 from mergeloom.planners.models.formats import FORMATS, SAFETENSORS, WeightFormat
 from mergeloom.planners.models.small_files import MAX_JSON_BYTES, parse_object
 
@@ -80,7 +80,10 @@ def indexed_shards(
     for shard in shards:
         path = PurePosixPath(shard)
         if path.is_absolute() or ".." in path.parts or "\\" in shard or not shard.isprintable():
-            raise CheckpointError(f"{where} names {shard[:200]!r} outside the checkpoint")
+            raise CheckpointError(
+                f"{where} names {shard[:200]!r} outside the checkpoint",
+                remedy="put the shards into its folder, and their names into the index",
+            )
         if not folder.has(shard):
             raise CheckpointError(
                 f"'{folder.name}' lacks the shard '{shard[:200]}'",

@@ -22,7 +22,10 @@ from dataclasses import field
 from functools import partial
 from typing import Any
 
+from mergeloom.engine.base.errors import CheckpointError, Finding
 from mergeloom.engine.base.records import dataclass
+
+_ONE_SIZE = "take layers from models of one size"
 
 Shape = tuple[int, ...]
 Layer = Mapping[str, Shape]
@@ -73,9 +76,13 @@ class ConfigCheck:
     ``overridable`` are refusals that the user may override: layers of another architecture.
     """
 
-    refusals: list[str] = field(default_factory=list)
+    refusals: list[Finding] = field(default_factory=list)
     overridable: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def refuse(self, cause: str, remedy: str) -> None:
+        """Add a refusal."""
+        self.refusals.append(Finding(cause, None, remedy, CheckpointError.kind))
 
 
 def sort_by_tower(shapes: Mapping[str, Shape], depths: Mapping[str, int]) -> ModelTensors:
@@ -126,10 +133,10 @@ def check_config(
         if not own or not layers:
             continue
         if len(own) != len(layers) and not _states_depth(donor, output, len(own), len(layers)):
-            problems.refusals.append(
+            problems.refuse(
                 f"the output has {len(layers)} layers '{prefix}N', which its config.json cannot "
-                f"state, because no key of '{donor.name}' counts its {len(own)} layers: "
-                "keep all layers"
+                f"state, because no key of '{donor.name}' counts its {len(own)} layers",
+                "keep all layers",
             )
             continue
         _check_layers(donor, output, prefix, origin, problems)
@@ -339,12 +346,11 @@ def _report_layer(
     shapes, wanted = dict(layer), dict(needed)
     for suffix in sorted(shapes.keys() & wanted.keys()):
         if shapes[suffix] != wanted[suffix]:
-            problems.refusals.append(
+            problems.refuse(
                 f"{what}, from {origin(suffix)}, has '{suffix.lstrip('.')}' of "
                 f"{_shape_text(shapes[suffix])}, where a layer of '{donor.name}', whose "
-                "config.json "
-                f"the output gets, has {_shape_text(wanted[suffix])}: layers of one model have "
-                "one size"
+                f"config.json the output gets, has {_shape_text(wanted[suffix])}",
+                _ONE_SIZE,
             )
             return
     parts = []
@@ -377,9 +383,10 @@ def _check_outside_layers(
             if name not in vocabulary and not is_computed_buffer(name, shape):
                 unknown.append(name)
         elif not _shapes_agree(shape, other, rows, depths):
-            problems.refusals.append(
+            problems.refuse(
                 f"'{name}' has {_shape_text(shape)}, in '{donor.name}', whose config.json the "
-                f"output gets, {_shape_text(other)}: take layers from models of one size"
+                f"output gets, {_shape_text(other)}",
+                _ONE_SIZE,
             )
             return
     if unknown:

@@ -54,7 +54,7 @@ def check_stage(
     differences += (clash for tower in stage.towers for clash in _clashes(tower))
     checked = _checked_config(stage, tensors, config)
     if checked.refusals:
-        raise CheckpointError(checked.refusals[0])
+        raise CheckpointError.of(checked.refusals[:1])
     differences += checked.overridable
     if differences and not allow_different:
         raise CheckpointError(differences[0], remedy=OVERRIDE_REMEDY)

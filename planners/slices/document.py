@@ -80,7 +80,8 @@ def plan_stage(
         remap = findings.attempt(_remap, document, settings, unified_models, models)
         if remap is not None:
             vocabulary = remap.vocabulary
-            findings.notes(vocabulary.warnings, "vocabulary")
+            for warning in vocabulary.warnings:
+                findings.add(warning)
             unified_models.set_remapped(remap.models)
             donor = unified_models.unified(donor)
     _warn_of_float16(document, opened, findings)

@@ -37,8 +37,7 @@ def notes(
             for path in projectors((*tower.before, *tower.after)):
                 if tower.name != path.rpartition(".")[2]:
                     yield (
-                        f"'{path}' is made like '{tower.name}': give it an entry of its own under "
-                        "'modules' to make it otherwise"
+                        f"'{path}' is made like '{tower.name}', since 'modules' has no entry for it"
                     )
 
 

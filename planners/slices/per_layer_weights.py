@@ -114,6 +114,10 @@ def _gathered(name: str, sources: Sequence[LayerSource], slices: Sequence[Slice]
     try:
         joined = StoredTensor.join(parts, layer_axis(name) or 0)
     except ValueError as error:
-        raise CheckpointError(f"the parts of '{name}' do not fit: {error}") from error
+        raise CheckpointError(
+            f"the parts of '{name}' do not fit: {error}",
+            place=slices[0].entry.place,
+            remedy="merge whole models",
+        ) from error
     names = tuple(dict.fromkeys(source.model.name for source in sources))
     return GatheredModel(sources[0].model, names, name, joined)

@@ -107,7 +107,8 @@ class SliceBuilder:
         if stop > own.layers:
             raise entry.place.error(
                 f"the base model '{reference}' has {own.layers} layers, "
-                f"the sources take [{start}, {stop}]"
+                f"the sources take [{start}, {stop}]",
+                "add it as a source with the layer_range that is its part",
             )
         sources.insert(0, LayerSource(model, own, start, stop, None))
         return 0

@@ -179,6 +179,7 @@ class SliceRules:
                 f"'{wanted.name}' is in {count} models, but not in the base model '{base}', "
                 f"which '{method.name}' needs",
                 place=part.entry.place,
+                remedy="name a base model that has it, or merge by a method without base",
             )
 
     def _kind(self, wanted: TensorSources) -> _Kind:

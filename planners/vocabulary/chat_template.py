@@ -72,7 +72,7 @@ def choose_template(setting: Value, templates: Iterable[str | None], folder: Fol
         return read_content(folder, text).decode()
     except (CheckpointError, UnicodeDecodeError) as error:
         cause = f"cannot read the chat template '{text}': it is not UTF-8 text"
-        raise setting.error(cause) from error
+        raise setting.error(cause, "save it as UTF-8") from error
 
 
 def template_files(

@@ -27,7 +27,8 @@ def token_number(
     library = next((file for file in files if file.name == TOKENIZER_FILE), None)
     if library is None:
         raise CheckpointError(
-            f"the output has no {TOKENIZER_FILE}, so {token!r} cannot be looked up"
+            f"the output has no {TOKENIZER_FILE}, so {token!r} cannot be looked up",
+            remedy=f"copy {TOKENIZER_FILE} into the directory of the base or first model",
         )
     ids = ids_of(b"".join(library.pieces()), TOKENIZER_FILE)
     number = ids.get(token)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from mergeloom.engine.base.errors import LoomError, Place
+from mergeloom.engine.base.errors import Finding, LoomError, Place, Severity
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.base.suggest import nearest, suggest
 from mergeloom.planners.config.model_reference import ModelReference
@@ -60,7 +60,7 @@ class VocabularyPlan:
     """The output's tokenizer, and the alignment of the models' rows to it.
 
     ``names`` are the models, in the order of the alignment. ``source`` is the model that the
-    tokenizer is from, unless that is the base or the first. ``warnings`` are complete sentences.
+    tokenizer is from, unless that is the base or the first. ``warnings`` are what to know of it.
     ``tokenizers`` are those of the models; for a transplant, ``matches`` are the output's tokens
     that each of them has.
     """
@@ -69,7 +69,7 @@ class VocabularyPlan:
     tokenizer: Tokenizer
     names: tuple[str, ...]
     source: ModelReference | None
-    warnings: tuple[str, ...]
+    warnings: tuple[Finding, ...]
     tokenizers: tuple[Tokenizer, ...] = ()
     matches: tuple[Matches, ...] = ()
 
@@ -99,7 +99,7 @@ def plan_vocabulary(
             "copy its tokenizer's files, at least tokenizer.json, into its directory",
         )
     warnings = [
-        f"'{candidate.name}' has no tokenizer: that of '{first.name}' is assumed"
+        _warning(f"'{candidate.name}' has no tokenizer: that of '{first.name}' is assumed")
         for candidate in candidates
         if candidate.tokenizer is None
     ]
@@ -137,7 +137,7 @@ def _merged_tokenizer(
     vocabularies: Sequence[Vocabulary],
     tokenizers: Sequence[Tokenizer],
     base: int,
-    warnings: list[str],
+    warnings: list[Finding],
 ) -> Tokenizer:
     """The tokenizer of the model at ``base``, with tokens of the others if a union is asked for."""
     first, name = tokenizers[base], vocabularies[base].model
@@ -160,7 +160,7 @@ def _aligned_rows(
     output: Tokenizer,
     base: int | None,
     finder: ModelFinder,
-    warnings: list[str],
+    warnings: list[Finding],
 ) -> tuple[Alignment, tuple[Matches, ...]]:
     """The rows of the models for the tokens of ``output``; for a transplant, also the matches."""
     row_settings = {
@@ -193,8 +193,10 @@ def _aligned_rows(
     if lacking:
         lost = [token for token, number in output.ids.items() if number in lacking]
         warnings.append(
-            f"no model has a row for {_count_text(lost)} ({_first_token(lost)}): their rows will "
-            "be zeros"
+            _warning(
+                f"no model has a row for {_count_text(lost)} ({_first_token(lost)}): their rows "
+                "will be zeros"
+            )
         )
     return alignment, matches
 
@@ -242,7 +244,7 @@ def _union_tokenizer(
     first: Tokenizer,
     others: Sequence[tuple[Vocabulary, Tokenizer]],
     name: str,
-    warnings: list[str],
+    warnings: list[Finding],
 ) -> Tokenizer:
     """``first`` with those tokens of all other tokenizers that have a row in their model."""
     with_rows = [
@@ -269,15 +271,19 @@ def _union_tokenizer(
     }
     if ordinary and first.takes_whole_words:
         warnings.append(
-            f"the tokenizer of '{name}' only finds whole words that are tokens: "
-            f"{_count_text(ordinary)} of other models ({_first_token(ordinary)}) are matched "
-            "anywhere in a text"
+            _warning(
+                f"the tokenizer of '{name}' only finds whole words that are tokens: "
+                f"{_count_text(ordinary)} of other models ({_first_token(ordinary)}) are matched "
+                "anywhere in a text"
+            )
         )
     for token, model in list(differing.items())[:1]:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         warnings.append(
-            f"the added token {token!r}{more} has other flags in '{model}': the flags of the first "
-            "model that has it are used"
+            _warning(
+                f"the added token {token!r}{more} has other flags in '{model}': the flags of the "
+                "first model that has it are used"
+            )
         )
     changes = first.changes
     return replace(
@@ -335,17 +341,22 @@ def _row_setting(
     if not 0 <= number < vocabulary.rows:
         raise setting.place.error(
             f"'{setting.model}' has no row for id {number}: its embedding has "
-            f"{vocabulary.rows} rows"
+            f"{vocabulary.rows} rows",
+            "name a token that has a row, or 'kind: zero'",
         )
     return RowSetting((position, number), setting.force)
 
 
-def _rowless_warning(vocabulary: Vocabulary) -> str | None:
+def _warning(cause: str, place: Place | None = None, remedy: str = "") -> Finding:
+    return Finding(cause, place, remedy, "vocabulary", Severity.WARNING)
+
+
+def _rowless_warning(vocabulary: Vocabulary) -> Finding | None:
     beyond = vocabulary.tokens_without_row
     if not beyond:
         return None
     first = min(beyond, key=vocabulary.ids.__getitem__)
-    return (
+    return _warning(
         f"{_count_text(beyond)} of '{vocabulary.model}' ({_first_token([first])}) have ids beyond "
         f"the {vocabulary.rows} rows of its embedding and are ignored"
     )
@@ -353,7 +364,7 @@ def _rowless_warning(vocabulary: Vocabulary) -> str | None:
 
 def _rule_warnings(
     name: str, first: Tokenizer, others: Sequence[tuple[Vocabulary, Tokenizer]]
-) -> Iterator[str]:
+) -> Iterator[Finding]:
     """Warnings about tokenizers that split text by other rules, so that tokens of equal spelling
     may differ in meaning."""
     for vocabulary, other in others:
@@ -361,7 +372,7 @@ def _rule_warnings(
         if other.kind != first.kind:
             rules.insert(0, f"kind ({first.kind}, {other.kind})")
         if rules and other.ids.keys() != first.ids.keys():
-            yield (
+            yield _warning(
                 f"the tokenizers of '{name}' and '{vocabulary.model}' differ in "
                 f"{', '.join(rules)}: their tokens are matched by spelling nevertheless"
             )
@@ -369,17 +380,22 @@ def _rule_warnings(
 
 def _no_effect_warnings(
     tokens: Mapping[str, TokenRow], ids: Mapping[str, int], alignment: Alignment
-) -> Iterator[str]:
+) -> Iterator[Finding]:
     """Warnings about settings without effect."""
     for token, setting in tokens.items():
         row = ids[token]
         if setting.model is None and not setting.zero:
-            yield f"{setting.place}: {token!r} has no source: the setting has no effect"
+            yield _warning(
+                f"{token!r} has no source: the setting has no effect",
+                setting.place,
+                "name a 'source' for its row",
+            )
         everywhere = all(own[row] >= 0 for own in alignment.own)
         if everywhere and not setting.force and row in alignment.named:
-            yield (
-                f"{setting.place}: every model has its own row for {token!r}, so the setting has "
-                "no effect: add 'force: true' to replace these rows"
+            yield _warning(
+                f"every model has its own row for {token!r}, so the setting has no effect",
+                setting.place,
+                "add 'force: true' to replace these rows",
             )
 
 

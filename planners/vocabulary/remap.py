@@ -98,7 +98,9 @@ def remap_models(
         if _number_of_rows(model) is not None:
             first.setdefault(id(model), (model, reference))
     if not first:
-        raise settings.place.error("no model of this merge has an embedding of tokens")
+        raise settings.place.error(
+            "no model of this merge has an embedding of tokens", "leave these settings out"
+        )
     models = tuple(model for model, _ in first.values())
     candidates = [
         Candidate(model.name, tokenizers.tokenizer(reference), _number_of_rows(model) or 0)

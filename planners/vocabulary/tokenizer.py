@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from mergeloom.engine.base import bounded_json
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.small_files import read_object
@@ -236,7 +236,7 @@ def _parsed_json(content: bytes, path: str) -> dict[str, Any]:
     try:
         document = bounded_json.parse(content)
     except ValueError as error:
-        raise CheckpointError(f"'{path}' is not valid JSON: {error}") from error
+        raise CheckpointError(f"'{path}' is not valid JSON: {error}", remedy=COPY_AGAIN) from error
     if not isinstance(document, dict):
         raise unknown_format_error(path)
     return document

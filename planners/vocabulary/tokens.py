@@ -157,4 +157,7 @@ def _text(value: object, path: str) -> str:
 
 def unknown_format_error(path: str) -> CheckpointError:
     """An error about a malformed tokenizer file."""
-    return CheckpointError(f"'{path}' is not a tokenizer file of a known format")
+    return CheckpointError(
+        f"'{path}' is not a tokenizer file of a known format",
+        remedy="copy or download it again, or save it again with transformers",
+    )

@@ -67,9 +67,9 @@ def render_plan(report: PlanReport) -> RenderableType:
         parts += [Text(), Text("not used", style="bold")]
         parts.append(hanging_lines("", (Text(_unused_text(item)) for item in report.unused_inputs)))
     if report.output_state is not None:
-        refuses = report.output_state.will in ("refuse", "repair")
-        style = "yellow" if refuses else ""
-        parts += [Text(), Text(report.output_state.message, style=style)]
+        state = report.output_state
+        style = "yellow" if state.will in ("refuse", "repair") else ""
+        parts += [Text(), Text(": ".join(filter(None, [state.message, state.remedy])), style=style)]
     if report.warnings:
         parts.append(Text())
         parts.append(warnings(report.warnings))

@@ -6,10 +6,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.storage.gguf import GgufTensor
-from mergeloom.engine.storage.safetensors import COPY_AGAIN
-from mergeloom.planners.models.gguf.families import FAMILIES, LLAMA, MISTRAL, Family
+from mergeloom.planners.models.gguf.families import (
+    CONVERT_AGAIN,
+    FAMILIES,
+    LLAMA,
+    MISTRAL,
+    ORIGINAL,
+    Family,
+)
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 LLAMA3, LONG, SHORT = (
@@ -54,7 +60,7 @@ def family_of_file(values: Mapping[str, Any], where: str) -> Family:
         raise CheckpointError(
             f"'{where}' is {what} of the architecture '{architecture}', whose GGUF files "
             "are not supported",
-            remedy="merge its original weights",
+            remedy=ORIGINAL,
         )
     named = " ".join(str(values.get(key, "")) for key in _NAME_KEYS).lower()
     return MISTRAL if family is LLAMA and "mistral" in named else family
@@ -80,11 +86,14 @@ def transformers_config(
         config[name] = metadata.number(key) if name == "rms_norm_eps" else metadata.integer(key)
     if config["num_hidden_layers"] > len(tensors):
         raise CheckpointError(
-            f"'{where}' states {config['num_hidden_layers']} layers, but has {len(tensors)} tensors"
+            f"'{where}' states {config['num_hidden_layers']} layers, but has {len(tensors)} "
+            "tensors",
+            remedy=COPY_AGAIN,
         )
     if config.get(family.experts, 0) > _MAX_EXPERTS:
         raise CheckpointError(
-            f"'{where}' states {config[family.experts]} experts per layer, which is too many"
+            f"'{where}' states {config[family.experts]} experts per layer, which is too many",
+            remedy=COPY_AGAIN,
         )
     heads, width = config["num_attention_heads"], config["hidden_size"]
     config["num_key_value_heads"] = metadata.integer("attention.head_count_kv", heads)
@@ -99,7 +108,7 @@ def transformers_config(
     config.update(family.fixed)
     embedding = tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
-        raise CheckpointError(f"'{where}' has no embedding ('{EMBEDDING}')")
+        raise CheckpointError(f"'{where}' has no embedding ('{EMBEDDING}')", remedy=COPY_AGAIN)
     config["vocab_size"] = embedding.shape[0]
     config["tie_word_embeddings"] = HEAD not in tensors
     if family.architecture == "llama":
@@ -148,18 +157,27 @@ class _Metadata:
         if value is default and default is not ...:
             return default
         if value is ...:
-            raise CheckpointError(f"'{self.where}' has no '{self._prefix}{key}'")
+            raise CheckpointError(
+                f"'{self.where}' has no '{self._prefix}{key}'", remedy=CONVERT_AGAIN
+            )
         integer = type(value) is int and 0 <= value < 1 << 40
         if not integer and not (type(value) is float and math.isfinite(value) and value >= 0):
-            what = "differs between layers" if isinstance(value, tuple) else "is not a valid number"
-            raise CheckpointError(f"'{self.where}': '{self._prefix}{key}' {what}")
+            differs = isinstance(value, tuple)
+            what = "differs between layers" if differs else "is not a valid number"
+            raise CheckpointError(
+                f"'{self.where}': '{self._prefix}{key}' {what}",
+                remedy=ORIGINAL if differs else CONVERT_AGAIN,
+            )
         return value if integer else _shortest_decimal(value)
 
     def integer(self, key: str, default: Any = ...) -> Any:
         """A whole number; see `number`."""
         value = self.number(key, default)
         if value is not default and type(value) is not int:
-            raise CheckpointError(f"'{self.where}': '{self._prefix}{key}' is not a whole number")
+            raise CheckpointError(
+                f"'{self.where}': '{self._prefix}{key}' is not a whole number",
+                remedy=CONVERT_AGAIN,
+            )
         return value
 
     def text(self, key: str) -> str:
@@ -243,7 +261,7 @@ def _llama3_scaling(
         raise CheckpointError(
             f"'{metadata.where}' has factors of the rotary embedding ('{LLAMA3}') that no setting "
             "of transformers produces",
-            remedy="merge its original weights",
+            remedy=ORIGINAL,
         )
     return {
         "rope_type": "llama3",

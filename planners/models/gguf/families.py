@@ -25,6 +25,10 @@ MIXTRAL_EXPERTS = (
 NORMS = ("input_layernorm", "post_attention_layernorm")
 FOUR_NORMS = (*NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
+ORIGINAL = "merge its original weights"
+CONVERT_AGAIN = f"convert the model to GGUF again, or {ORIGINAL}"
+"""Remedies for files that cannot be used."""
+
 HEAD = "lm_head"
 """The output head, which models of the Gemma family do not have."""
 OUTSIDE = ("model.embed_tokens", "model.norm", HEAD)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder, LocalFile, LocalFolder
@@ -24,7 +24,7 @@ from mergeloom.engine.storage.source import Source, read_part
 from mergeloom.engine.storage.source_file import planning_reader
 
 if TYPE_CHECKING:
-    from mergeloom.planners.models.gguf.families import Family
+    from mergeloom.planners.models.gguf.families import CONVERT_AGAIN, Family
 
 SUFFIX = ".gguf"
 _PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -106,7 +106,8 @@ class GgufFolder:
             if repeated is not None:
                 raise CheckpointError(
                     f"'{self.inside.path / name}' repeats the tensor '{repeated}' of an earlier "
-                    "part"
+                    "part",
+                    remedy=COPY_AGAIN,
                 )
             found.update(header.tensors)
         return found
@@ -191,7 +192,9 @@ class GgufFolder:
             with planning_reader(source) as reader:
                 raw = read_part(reader, tensor.offset, tensor.offset + 4 * count)
             return struct.unpack(f"<{count}f", raw)
-        raise CheckpointError(f"'{self.name}': '{name}' is not a list of factors")
+        raise CheckpointError(
+            f"'{self.name}': '{name}' is not a list of factors", remedy=CONVERT_AGAIN
+        )
 
 
 def _files_of_model(folder: LocalFolder, names: Sequence[str]) -> list[str]:
@@ -221,6 +224,6 @@ def _files_of_model(folder: LocalFolder, names: Sequence[str]) -> list[str]:
         raise CheckpointError(
             f"'{folder.name}' lacks {len(missing)} of the {len(parts)} parts of '{stem}'"
             + (f", such as '{missing[0]}'" if missing else ""),
-            remedy="copy or download it again",
+            remedy=COPY_AGAIN,
         )
     return parts

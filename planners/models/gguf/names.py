@@ -49,7 +49,10 @@ def file_names(family: Family, layers: int, experts: int, why: str) -> dict[str,
     def file_name_of(module: str) -> str:
         name = table.get_name(module.replace(EXPERT_PLACEHOLDER, "."))
         if name is None:
-            raise CheckpointError(f"{why}: the package gguf has no name for '{module}'")
+            raise CheckpointError(
+                f"{why}: the package gguf has no name for '{module}'",
+                remedy="install a newer one (pip install -U gguf)",
+            )
         return str(name)
 
     first = LAYER.format(0)

@@ -15,7 +15,7 @@ from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.planners.models.gguf.config import ROPE_FACTOR_TENSORS
-from mergeloom.planners.models.gguf.families import Family
+from mergeloom.planners.models.gguf.families import CONVERT_AGAIN, ORIGINAL, Family
 from mergeloom.planners.models.gguf.names import file_names
 from mergeloom.planners.models.quantised_weight import QuantisedWeight
 from mergeloom.planners.models.quantised_weights import DecodedWeights
@@ -52,7 +52,7 @@ def transformers_tensors(
         raise CheckpointError(
             f"'{where}' has tensors that a model of the architecture '{family.architecture}' does "
             f"not have: '{unknown[0]}'{more}",
-            remedy="merge its original weights",
+            remedy=ORIGINAL,
         )
     for name, tensor in tensors.items():
         our_name, *others = names_in_transformers.get(name, [""])
@@ -120,7 +120,10 @@ def _separate_experts(
     """The experts that a file stores as one tensor, by their names in transformers."""
     if len(tensor.shape) < 2 or tensor.shape[0] != len(names):
         shape = "x".join(map(str, tensor.shape))
-        raise CheckpointError(f"'{where}': '{name}' ({shape}) does not hold {len(names)} experts")
+        raise CheckpointError(
+            f"'{where}': '{name}' ({shape}) does not hold {len(names)} experts",
+            remedy=CONVERT_AGAIN,
+        )
     rest = tensor.shape[1:]
     return {
         our_name: tensor.narrow(0, number, number + 1).reshape(rest)
@@ -132,4 +135,6 @@ def _with_split_halves(tensor: StoredTensor, heads: int, name: str, where: str) 
     try:
         return tensor.rows(split_halves_order(tensor.shape[0] if tensor.shape else 0, heads))
     except ValueError as error:
-        raise CheckpointError(f"'{where}': '{name}' does not fit the heads: {error}") from error
+        raise CheckpointError(
+            f"'{where}': '{name}' does not fit the heads: {error}", remedy=CONVERT_AGAIN
+        ) from error

@@ -16,7 +16,7 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.storage.gguf import StringArray
-from mergeloom.planners.models.gguf.families import Family
+from mergeloom.planners.models.gguf.families import CONVERT_AGAIN, ORIGINAL, Family
 from mergeloom.planners.vocabulary.spelling import byte_characters
 
 CONTROL, USER_DEFINED = 3, 4
@@ -73,7 +73,7 @@ def tokenizer_files(family: Family, values: Mapping[str, Any], where: str) -> di
         raise CheckpointError(
             f"'{where}' has a tokenizer of the kind '{str(kind)[:40] if known else '?'}', which is "
             "not supported",
-            remedy="merge its original weights",
+            remedy=ORIGINAL,
         )
     metadata = _TokenizerMetadata(values, where)
     bos = metadata.flag(
@@ -132,7 +132,9 @@ class _TokenizerMetadata:
         """
         found = self._get("tokens")
         if not isinstance(found, StringArray) or not found.count:
-            raise CheckpointError(f"'{self.where}' has a tokenizer without tokens")
+            raise CheckpointError(
+                f"'{self.where}' has a tokenizer without tokens", remedy=CONVERT_AGAIN
+            )
         return found.values
 
     @cached_property
@@ -150,7 +152,9 @@ class _TokenizerMetadata:
         """
         found = self._get("scores")
         if not isinstance(found, tuple) or len(found) != len(self.tokens):
-            raise CheckpointError(f"'{self.where}' has a tokenizer without merges or scores")
+            raise CheckpointError(
+                f"'{self.where}' has a tokenizer without merges or scores", remedy=CONVERT_AGAIN
+            )
         return found
 
     @property
@@ -170,7 +174,9 @@ class _TokenizerMetadata:
             return None
         pairs = [merge.split(" ") for merge in found.values]
         if any(len(pair) != 2 for pair in pairs):
-            raise CheckpointError(f"'{self.where}' has merges that are not pairs of tokens")
+            raise CheckpointError(
+                f"'{self.where}' has merges that are not pairs of tokens", remedy=CONVERT_AGAIN
+            )
         return [(first, second) for first, second in pairs]
 
     def flag(self, key: str, default: bool) -> bool:
@@ -209,7 +215,9 @@ def _byte_level(metadata: _TokenizerMetadata) -> dict[str, Any]:
         vocabulary.setdefault(spelled, number)
     merges = metadata.merges()
     if merges is None:
-        raise CheckpointError(f"'{metadata.where}' has a tokenizer without merges")
+        raise CheckpointError(
+            f"'{metadata.where}' has a tokenizer without merges", remedy=CONVERT_AGAIN
+        )
     whole_cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     split = SPLITTING_PATTERNS.get(metadata.splitting_rule)
     pre_tokenizer: dict[str, Any] = {**whole_cut, "use_regex": split is None}
