@@ -143,11 +143,7 @@ def read_gguf(source: Source) -> GgufHeader:
             header = parse_gguf(content, source.size, source.name)
             if header is not None:
                 return header
-            if length >= source.size:
-                raise CheckpointError(
-                    f"'{source.name}' is truncated: it ends within its header",
-                    remedy=COPY_AGAIN,
-                )
+            assert length < source.size, "a header in the whole file is read or refused"
             if length >= MAX_HEADER_BYTES:
                 raise CheckpointError(
                     f"'{source.name}' has a header of more than {MAX_HEADER_BYTES >> 20} MiB",
@@ -218,6 +214,7 @@ class _Parser:
             name: self._tensor_at(name, dtype, shape, start, offset, alignment)
             for name, (dtype, shape, offset) in described.items()
         }
+        _check_apart(entries)
         return GgufHeader(found, entries, self._content[:end])
 
     def _values(self, count: int) -> dict[str, Any]:
@@ -335,3 +332,12 @@ class _Parser:
             raise _Incomplete
         self._at = stop
         return self._content[start:stop]
+
+
+def _check_apart(tensors: Mapping[str, GgufTensor]) -> None:
+    end, before = 0, ""
+    for name, (dtype, shape, offset) in sorted(tensors.items(), key=lambda item: item[1].offset):
+        nbytes = dtype.nbytes(math.prod(shape))
+        if nbytes and offset < end:
+            raise _Malformed(f"'{name}' overlaps '{before}'")
+        end, before = max(end, offset + nbytes), name

@@ -317,13 +317,13 @@ class _Scanner:
         after it."""
         stop = self._content.find(b"}", position, position + _MAX_VALUE) + 1
         if self._content[position : position + 1] != b"{":
-            raise _Malformed("it needs dtype, shape and data_offsets")
+            raise _Malformed("it needs dtype, shape and data_offsets, and nothing else")
         if not stop:
             raise ValueError(f"an object of at most {_MAX_VALUE} bytes expected at byte {position}")
         text = self._content[position:stop].decode()
         value = json.loads(text, object_pairs_hook=_unique)
         if value.keys() != {"dtype", "shape", "data_offsets"}:
-            raise _Malformed("it needs dtype, shape and data_offsets")
+            raise _Malformed("it needs dtype, shape and data_offsets, and nothing else")
         offsets = _numbers(value["data_offsets"], "data_offsets")
         if len(offsets) != 2:
             raise _Malformed("its data_offsets are not a range")

@@ -114,9 +114,12 @@ def value(kind: int, content: bytes, key: str = "k") -> bytes:
 HUGE = 1 << 62
 BAD: dict[str, tuple[bytes, str]] = {
     "magic": (b"PK\x03\x04" + bytes(100), "does not begin with 'GGUF'"),
-    "version 1": (file_of(version=1), "version 1 is not supported"),
-    "version 9": (file_of(version=9), "version 9 is not supported"),
-    "big-endian": (file_of(version=3 << 24), "big-endian"),
+    "version 1": (
+        file_of(version=1),
+        "has version 1 of GGUF, and only versions 2 and 3 are supported: merge its original",
+    ),
+    "version 9": (file_of(version=9), "has version 9 of GGUF"),
+    "big-endian": (file_of(version=3 << 24), "is a big-endian GGUF file, which is not"),
     "tensors": (file_of(counts=(HUGE, 0)), "claims 4611686018427387904 tensors"),
     "values": (file_of(counts=(0, HUGE)), "claims 4611686018427387904 values"),
     "long key": (file_of(struct.pack("<Q", HUGE), counts=(0, 1)), "has a key of"),
@@ -143,7 +146,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "nested": (
         file_of(value(9, struct.pack("<IQ", 9, 1)), counts=(0, 1)),
-        "'k' is an array of arrays",
+        "has an array of arrays as 'k', which is not supported: merge its original",
     ),
     "alignment": (
         file_of(value(4, struct.pack("<I", 0), "general.alignment"), counts=(0, 1)),
@@ -151,9 +154,17 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "same tensor": (file_of(tensors=2 * one(), counts=(2, 0)), "the tensor 'a' twice"),
     "tensor's name": (file_of(tensors=one("a\x1b"), counts=(1, 0)), "is not a valid tensor name"),
+    "tensor's name not UTF-8": (
+        file_of(tensors=struct.pack("<Q", 2) + b"\xff\xfe", counts=(1, 0)),
+        "a tensor name is not UTF-8: copy or download",
+    ),
+    "overlap": (file_of(tensors=one() + one("b"), counts=(2, 0)), "'b' overlaps 'a': copy"),
     "dimensions": (file_of(tensors=one(shape=(1,) * 5), counts=(1, 0)), "5 dimensions"),
     "size": (file_of(tensors=one(shape=(HUGE, HUGE)), counts=(1, 0)), "impossibly large shape"),
-    "type": (file_of(tensors=one(kind=99), counts=(1, 0)), "unknown tensor type 99"),
+    "type": (
+        file_of(tensors=one(kind=99), counts=(1, 0)),
+        "has the tensor 'a' of the unknown type 99: merge its original",
+    ),
     "blocks": (file_of(tensors=one(kind=12), counts=(1, 0)), "in a block of Q4_K"),
     "offset": (file_of(tensors=one(offset=7), counts=(1, 0)), "not aligned to 32 bytes"),
     "outside": (file_of(tensors=one(offset=1 << 20), counts=(1, 0)), "extends beyond its end"),
@@ -168,6 +179,7 @@ def test_a_malformed_file_is_refused_in_one_line(name: str, tmp_path: Path) -> N
     with pytest.raises(CheckpointError) as error:
         read_gguf(FileSource.at(path))
     assert reason in str(error.value)
+    assert error.value.remedy
     assert str(error.value).isprintable()
 
 

@@ -153,7 +153,7 @@ def test_layers_of_several_sizes_are_no_kinds_that_could_be_repeated() -> None:
     doubled = verdict(donor, model([narrow, FULL, FULL, wide] * 2, depth(8)))
     assert doubled.overridable[0].startswith("layer 4 of the output has 'attn.q.weight' and 1 more")
     dropped = verdict(donor, model([narrow, FULL, wide], depth(3)))
-    assert "layer 2 of the output" in dropped.refusals[0]
+    assert "layer 2 of the output" in dropped.refusals[0].cause
     repeated = model([narrow, FULL] * 2, depth(4))
     assert verdict(repeated, model([narrow, FULL] * 3, depth(6))) == ConfigCheck()
 
@@ -173,7 +173,7 @@ def test_weights_outside_the_layers_are_compared() -> None:
         "need it",
     ]
     other = verdict(donor, model([FULL] * 2, depth(2), score_weight=(2, 16)))
-    assert other.refusals == [
+    assert [str(each) for each in other.refusals] == [
         "'score.weight' has 2x16, in 'm', whose config.json the output gets, 2x8: take layers from "
         "models of one size"
     ]

@@ -64,6 +64,6 @@ def test_a_union_of_real_tokenizers_tokenizes_as_intended(
 
 def test_a_questionable_union_is_warned_about(real: Path, tmp_path: Path) -> None:
     plan = united(real / "minilm", real / "small", out=tmp_path / "out")
-    said = "\n".join(plan.warnings)
+    said = "\n".join(map(str, plan.warnings))
     assert "only finds whole words that are tokens" in said
     assert "differ in kind (WordPiece, BPE), normaliser, pre-tokenizer" in said
