@@ -23,12 +23,12 @@ class CompiledFactors(ScratchArena):
         return Elements(array.address + array.dtype.size * start, array.dtype, count)
 
     def leading_of_matrix(
-        self, matrix: Elements, shape: tuple[int, int], rank: int, up: bool, out: Elements
+        self, matrix: Elements, shape: tuple[int, int], rank: int, down: Elements, up: Elements
     ) -> None:
         top = self.top()
         room = self.take_bytes(leading_bytes(min(shape), rank))
-        place = out.address, room
-        self._functions["leading_of_matrix"](matrix.address, *shape, rank, up, *place)
+        places = down.address, up.address, room
+        self._functions["leading_of_matrix"](matrix.address, *shape, rank, *places)
         self.release(top)
 
     def leading_of_product(
@@ -38,8 +38,8 @@ class CompiledFactors(ScratchArena):
         coefficients: Sequence[float],
         shape: tuple[int, int],
         rank: int,
-        up: bool,
-        out: Elements,
+        down: Elements,
+        up: Elements,
     ) -> None:
         (rows, columns), top = shape, self.top()
         widths = [each.count // columns for each in downs]
@@ -49,7 +49,7 @@ class CompiledFactors(ScratchArena):
         factors = (ctypes.c_double * len(widths))(*coefficients)
         self._functions["leading_of_product"](
             *(below, above, ctypes.addressof(sizes), ctypes.addressof(factors)),
-            *(len(widths), rows, columns, rank, up, out.address, room),
+            *(len(widths), rows, columns, rank, down.address, up.address, room),
         )
         self.release(top)
 

@@ -379,13 +379,12 @@ class Ops(Protocol):
         bytes."""
 
     def leading_of_matrix(
-        self, matrix: Array, shape: tuple[int, int], rank: int, up: bool, out: Array
+        self, matrix: Array, shape: tuple[int, int], rank: int, down: Array, up: Array
     ) -> None:
-        """Write a factor of the best approximation of rank ``rank`` of a float32 matrix.
+        """Write the two factors of the best approximation of rank ``rank`` of a float32 matrix.
 
-        Of U·S·Vᵀ with the largest singular values, that is Vᵀ (rank, columns) or, for ``up``, U·S
-        (rows, rank). If the matrix has a lower rank, the rest is zero. Equal calls give equal
-        bytes, so that the two factors match.
+        Of U·S·Vᵀ with the largest singular values, ``down`` is √S·Vᵀ (rank, columns), ``up`` is
+        U·√S (rows, rank). If the matrix has a lower rank, the rest is zero.
         """
 
     def leading_of_product(
@@ -395,10 +394,10 @@ class Ops(Protocol):
         coefficients: Sequence[float],
         shape: tuple[int, int],
         rank: int,
-        up: bool,
-        out: Array,
+        down: Array,
+        up: Array,
     ) -> None:
-        """The same for Σ cᵢ·upᵢ·downᵢ, with stored arrays (rows, rᵢ) and (rᵢ, columns).
+        """The same for Σ cᵢ·upsᵢ·downsᵢ, with stored arrays (rows, rᵢ) and (rᵢ, columns).
 
         The sum itself is never computed.
         """

@@ -18,12 +18,13 @@ class TorchFactors:
         return array.view(-1)[start : start + count]
 
     def leading_of_matrix(
-        self, matrix: Tensor, shape: tuple[int, int], rank: int, up: bool, out: Tensor
+        self, matrix: Tensor, shape: tuple[int, int], rank: int, down: Tensor, up: Tensor
     ) -> None:
         rows, by_row = matrix.view(shape), shape[0] < shape[1]
-        size, factor = min(shape), out.view((-1, rank) if up else (rank, -1))
+        size, below, above = min(shape), down.view(rank, -1), up.view(-1, rank)
         if not bool(torch.isfinite(rows).all()):
-            out.fill_(torch.nan)
+            below.fill_(torch.nan)
+            above.fill_(torch.nan)
             return
         gram = torch.zeros(size, size, dtype=torch.float64)
         lines = rows.T if by_row else rows
@@ -32,18 +33,19 @@ class TorchFactors:
             gram.addmm_(panel.T, panel)
         values, vectors = torch.linalg.eigh(gram)
         count = min(rank, int((values > 1e-14 * values[-1]).sum()))
-        roots, vectors = values.flip(0)[:count].sqrt_(), vectors.flip(1)[:, :count]
-        factor.zero_()
-        if by_row == up:
-            own = vectors * roots if up else vectors.T
-            (factor[:, :count] if up else factor[:count]).copy_(own)
-            return
+        roots, vectors = values.flip(0)[:count].pow(0.25), vectors.flip(1)[:, :count]
+        below.zero_()
+        above.zero_()
+        if by_row:
+            above[:, :count] = vectors * roots
+        else:
+            below[:count] = vectors.T * roots[:, None]
         for start in range(0, max(shape), _PANEL):
             part = slice(start, start + _PANEL)
-            if up:
-                factor[part, :count] = (rows[part].double() @ vectors).float()
+            if by_row:
+                below[:count, part] = vectors.T @ rows[:, part].double() / roots[:, None]
             else:
-                factor[:count, part] = (vectors.T @ rows[:, part].double() / roots[:, None]).float()
+                above[part, :count] = rows[part].double() @ vectors / roots
 
     def leading_of_product(
         self,
@@ -52,17 +54,21 @@ class TorchFactors:
         coefficients: Sequence[float],
         shape: tuple[int, int],
         rank: int,
-        up: bool,
-        out: Tensor,
+        down: Tensor,
+        up: Tensor,
     ) -> None:
         rows, columns = shape
-        down = torch.cat([each.reshape(-1, columns).double() for each in downs])
+        lower = torch.cat([each.reshape(-1, columns).double() for each in downs])
         scaled = zip(ups, coefficients, strict=True)
         joined = torch.cat([each.reshape(rows, -1).double() * by for each, by in scaled], dim=1)
         above, inner = torch.linalg.qr(joined)
-        below, outer = torch.linalg.qr(down.T)
+        below, outer = torch.linalg.qr(lower.T)
         left, values, right = _svd(inner @ outer.T)
-        _write_factor((above @ left, values, right @ below.T), rank, up, out)
+        rounding = values <= 1e-7 * values.amax()  # all false for NaN
+        count = min(rank, values.numel() - int(rounding.sum()))
+        roots = values[:count].sqrt()
+        up.view(-1, rank).zero_()[:, :count] = above @ (left[:, :count] * roots)
+        down.view(rank, -1).zero_()[:count] = roots[:, None] * (right[:count] @ below.T)
 
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,15 +80,3 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return broken[0], broken[1], broken[2]
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return left, values, right
-
-
-def _write_factor(found: tuple[Tensor, Tensor, Tensor], rank: int, up: bool, out: Tensor) -> None:
-    """Write U·S or Vᵀ of the largest singular values; zero for those that are rounding noise."""
-    left, values, right = found
-    rounding = values <= 1e-7 * values.amax()
-    kept = min(rank, values.numel() - int(rounding.sum()))
-    out.zero_()
-    if up:
-        out.view(-1, rank)[:, :kept].copy_(left[:, :kept] * values[:kept])
-    else:
-        out.view(rank, -1)[:kept].copy_(right[:kept])

@@ -8,14 +8,15 @@ from typing import Any
 
 from mergeloom.engine.base.dtypes import DType
 from mergeloom.engine.base.records import dataclass
-from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
+from mergeloom.engine.graph.graph import GraphBuilder, Merge
 from mergeloom.engine.graph.kernel import Copy, Kernel
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.adapters.combinations import RANK, Combined
 from mergeloom.methods.declare import REQUIRED, Parameter, TensorMerge
-from mergeloom.methods.kernels.leading_factor import LeadingFactor
+from mergeloom.methods.kernels.leading_factors import LeadingOfChanges
 from mergeloom.methods.kernels.linear_combination import LinearCombination
 from mergeloom.planners.adapters.document import AdapterEntry, AdaptersDocument
+from mergeloom.planners.adapters.factors import leading_factors, load_stored, zeros
 from mergeloom.planners.adapters.modules import AdaptedModule, Factors, ReplacementTensor
 from mergeloom.planners.config.parameters import Level, ResolvedValue, missing_value_error, resolve
 from mergeloom.planners.models.model import OutputTensor, StoredModel
@@ -140,12 +141,14 @@ class AdapterBuilder:
                 plan = self._plan(module, module.bias, biased, "bias")
                 for each, item in zip(biased, plan.contributions, strict=True):
                     assert each.product.bias is not None
-                    loads.append(_load(builder, each.product.bias, module.bias))
+                    loads.append(load_stored(builder, each.product.bias, module.bias))
                     weights.append(item.parameters["weight"].value * each.product.scale)
                 merge = builder.merge(loads, LinearCombination(tuple(weights)), module.bias)
                 yield OutputTensor(module.bias, merge, dtype)
         for other in others:
-            merge = builder.merge([_load(builder, other.stored, other.name)], Copy(), other.name)
+            merge = builder.merge(
+                [load_stored(builder, other.stored, other.name)], Copy(), other.name
+            )
             kept = self._dtype(other.stored) if other.stored.dtype.floating else other.stored.dtype
             yield OutputTensor(other.name, merge, kept)
 
@@ -164,7 +167,7 @@ class AdapterBuilder:
         if what is Combined.SIDE_BY_SIDE:
             weights = [own["weight"] * by for own, by in zip(given, scales, strict=True)]
             inputs = [
-                _load(builder, each, plan.name)
+                load_stored(builder, each, plan.name)
                 for each in _padded_for_concatenation(stored, 1 if up else 0)
             ]
             kernel: Kernel = LinearCombination((1.0,) * len(weights) if up else tuple(weights))
@@ -173,7 +176,7 @@ class AdapterBuilder:
             own | {"weight": _factor_weight(own["weight"] * by, up)}
             for own, by in zip(given, scales, strict=True)
         ]
-        inputs = [_load(builder, each, plan.name) for each in stored]
+        inputs = [load_stored(builder, each, plan.name) for each in stored]
         kernel = self._kernel(plan, plan.name, stored[0].shape, models)
         return builder.merge(inputs, kernel, plan.name)
 
@@ -196,8 +199,7 @@ class AdapterBuilder:
         given: Sequence[Mapping[str, Any]],
         up: bool,
     ) -> Merge:
-        """A factor of the best approximation of the combined change. Both factors use the same
-        random draws, keyed by the module's name."""
+        """A factor of the best approximation of the combined change."""
         kind, products = self.document.combination, [each.product for each in module.factors]
         rows, columns = module.rows, module.columns
         scales = [product.scale for product in products]
@@ -207,26 +209,22 @@ class AdapterBuilder:
         else:
             scales = [by * own["weight"] for by, own in zip(scales, given, strict=True)]
         rank = self.rank_of(module)
+        ranks = tuple(product.rank for product in products)
+        kernel = LeadingOfChanges(rows, columns, rank, ranks, tuple(scales), combination)
+        side = [*(product.down for product in products), *(product.up for product in products)]
+        loads = [load_stored(builder, each, module.name) for each in side]
+        factor = leading_factors(builder, kernel, loads, module.name)[up]
         ones = (1,) * (len(products[0].up.shape) - 2)
         shape = (rows, rank, *ones) if up else (rank, *module.inside)
-        nothing = _zeros(products[0].up if up else products[0].down, shape)
-        kernel = LeadingFactor(
-            *(rows, columns, rank, up, tuple(product.rank for product in products), tuple(scales)),
-            combination,
+        return builder.merge(
+            [load_stored(builder, factor.reshape(shape), plan.name)], Copy(), plan.name
         )
-        side = [*(product.down for product in products), *(product.up for product in products)]
-        loads = [_load(builder, each, module.name) for each in side]
-        return builder.merge([_load(builder, nothing, plan.name)], kernel, plan.name, loads)
 
 
 def _factor_weight(weight: float, up: bool) -> float:
     """The coefficient of one factor; the product of both coefficients is ``weight``, and that of A
     has its sign."""
     return math.copysign(math.sqrt(abs(weight)), 1.0 if up else weight)
-
-
-def _load(builder: GraphBuilder, stored: StoredTensor, name: str) -> Load:
-    return builder.load_bytes(stored.bytes, stored.dtype, stored.shape, name)
 
 
 def _padded_for_concatenation(tensors: Sequence[StoredTensor], axis: int) -> Iterator[StoredTensor]:
@@ -238,14 +236,6 @@ def _padded_for_concatenation(tensors: Sequence[StoredTensor], axis: int) -> Ite
         parts = []
         for size in (before, 0, after):
             shape = (*each.shape[:axis], size, *each.shape[axis + 1 :])
-            parts.append(_zeros(each, shape) if size else None)
+            parts.append(zeros(each, shape) if size else None)
         parts[1] = each
         yield StoredTensor.join([part for part in parts if part is not None], axis)
-
-
-def _zeros(like: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
-    """Zeros of a shape, without bytes in a file; dtype and source are those of ``like``."""
-    total = math.prod(like.shape)
-    times = -(-math.prod(shape) // total)
-    holes = like.reshape((1, total)).rows([-1] * times).reshape((times * total,))
-    return holes.narrow(0, 0, math.prod(shape)).reshape(shape)

@@ -60,6 +60,12 @@ def _finite(numbers: Array) -> bool:
 
 
 @compiled
+def _fill(numbers: Array, value: float) -> None:
+    for i in range(numbers.size):
+        numbers[i] = np.float32(value)
+
+
+@compiled
 def _combined_rows(
     matrix: Array, factors: Array, columns: int, scale: float, out: Array, work: Array
 ) -> None:
@@ -90,18 +96,19 @@ def _join(ups: Array, rows: int, widths: Array, factors: Array, out: Array) -> N
 
 @Loop
 def leading_of_matrix(
-    matrix: Address, rows: int, columns: int, rank: int, up: int, out: Address, room: Address
+    matrix: Address, rows: int, columns: int, rank: int, down: Address, up: Address, room: Address
 ) -> None:
-    """Write a factor of the best approximation: `methods.ops.interface.Ops.leading_of_matrix`.
+    """Write the factors of the best approximation: `methods.ops.interface.Ops.leading_of_matrix`.
 
     ``room`` is working memory of `sizes.leading_bytes`. Factors of a matrix with NaN or infinity
     are NaN.
     """
     given, by_row = floats(matrix, rows * columns), rows < columns
-    result = floats(out, rank * (rows if up else columns))
-    if not _finite(given):
-        for i in range(result.size):
-            result[i] = np.float32(np.nan)
+    below, above = floats(down, rank * columns), floats(up, rows * rank)
+    finite = _finite(given)
+    _fill(below, 0.0 if finite else np.nan)
+    _fill(above, 0.0 if finite else np.nan)
+    if not finite:
         return
     size = rows if by_row else columns
     count = min(rank, size)
@@ -118,22 +125,20 @@ def leading_of_matrix(
     if found < 0:
         _gram(given, rows, columns, by_row, gram, panel)
         found = eigenpairs(gram, size, count, values, vectors, work, marks)
-    for i in range(result.size):
-        result[i] = np.float32(0.0)
     for number in range(found):
-        vector, root = vectors[number * size : (number + 1) * size], np.sqrt(values[number])
-        if by_row == bool(up):
-            factor = root if by_row else 1.0
-            for i in range(size):
-                place = i * rank + number if by_row else number * size + i
-                result[place] = np.float32(factor * vector[i])
-        elif up:
+        vector = vectors[number * size : (number + 1) * size]
+        root = np.sqrt(np.sqrt(values[number]))
+        own = below[number * columns : (number + 1) * columns]
+        if by_row:
+            for r in range(rows):
+                above[r * rank + number] = np.float32(root * vector[r])
+            _combined_rows(given, vector, columns, 1.0 / root, own, panel)
+        else:
+            for c in range(columns):
+                own[c] = np.float32(root * vector[c])
             for r in range(rows):
                 total = dot(given[r * columns : (r + 1) * columns], vector)
-                result[r * rank + number] = np.float32(total)
-        else:
-            own = result[number * columns : (number + 1) * columns]
-            _combined_rows(given, vector, columns, 1.0 / root, own, panel)
+                above[r * rank + number] = np.float32(total / root)
 
 
 @Loop
@@ -146,11 +151,11 @@ def leading_of_product(
     rows: int,
     columns: int,
     rank: int,
-    up: int,
-    out: Address,
+    down: Address,
+    up: Address,
     room: Address,
 ) -> None:
-    """Write a factor for a sum of products: `methods.ops.interface.Ops.leading_of_product`.
+    """Write the factors for a sum of products: `methods.ops.interface.Ops.leading_of_product`.
 
     There are ``count`` products, with ``widths`` (int64) and ``coefficients`` (float64); their
     matrices are contiguous. ``downs`` stacked are D (inner, columns), ``ups`` side by side U
@@ -161,15 +166,14 @@ def leading_of_product(
     """
     wide = int64s(widths, count)
     inner = wide.sum()
-    down, given = floats(downs, inner * columns), floats(room, rows * inner)
+    lower, given = floats(downs, inner * columns), floats(room, rows * inner)
     _join(floats(ups, rows * inner), rows, wide, doubles(coefficients, count), given)
-    result = floats(out, rank * (rows if up else columns))
-    if not (_finite(down) and _finite(given)):
-        for i in range(result.size):
-            result[i] = np.float32(np.nan)
+    below, above = floats(down, rank * columns), floats(up, rows * rank)
+    finite = _finite(lower) and _finite(given)
+    _fill(below, 0.0 if finite else np.nan)
+    _fill(above, 0.0 if finite else np.nan)
+    if not finite:
         return
-    for i in range(result.size):
-        result[i] = np.float32(0.0)
     square = inner * inner
     place = room + (rows * inner + 1) // 2 * 8
     numbers = doubles(place, 5 * square + (GRAM_PANEL + 15) * inner)
@@ -180,7 +184,7 @@ def leading_of_product(
     inside, work = rest[3 * inner : 4 * inner], rest[4 * inner : 14 * inner]
     marks = int64s(place + 8 * (5 * square + 14 * inner), inner)
     panel = rest[15 * inner :]
-    _gram(down, inner, columns, True, first, panel)
+    _gram(lower, inner, columns, True, first, panel)
     _gram(given, rows, inner, False, second, panel)
     for i in range(inner):
         lengths[i] = np.sqrt(first[i * inner + i])
@@ -205,20 +209,18 @@ def leading_of_product(
     found = eigenpairs(first, known, most, values, vectors, work, marks) if known else 0
     for number in range(found):
         vector = vectors[number * known : (number + 1) * known]
+        root = np.sqrt(np.sqrt(values[number]))
         for i in range(inner):
             total = 0.0
             for j in range(known):
-                root = roots[j] if up else 1.0 / roots[j]
-                total += vector[j] * root * basis[j * inner + i]
-            if up:
-                inside[i] = total * lengths[i]
-            else:
-                inside[i] = total / lengths[i] if lengths[i] > 0.0 else 0.0
-        if up:
-            for r in range(rows):
-                result[r * rank + number] = np.float32(
-                    dot(given[r * inner : (r + 1) * inner], inside)
-                )
-        else:
-            own = result[number * columns : (number + 1) * columns]
-            _combined_rows(down, inside, columns, 1.0, own, panel)
+                total += vector[j] * roots[j] * basis[j * inner + i]
+            inside[i] = total * lengths[i] / root
+        for r in range(rows):
+            above[r * rank + number] = np.float32(dot(given[r * inner : (r + 1) * inner], inside))
+        for i in range(inner):
+            total = 0.0
+            for j in range(known):
+                total += vector[j] / roots[j] * basis[j * inner + i]
+            inside[i] = total / lengths[i] if lengths[i] > 0.0 else 0.0
+        own = below[number * columns : (number + 1) * columns]
+        _combined_rows(lower, inside, columns, root, own, panel)

@@ -25,17 +25,16 @@ def closest(matrix: torch.Tensor, rank: int) -> torch.Tensor:
 def both(
     compiled: bool, shape: tuple[int, int], rank: int, operation: str, *given: Any
 ) -> torch.Tensor:
-    """The product of the two factors, the lower of which is checked to have rows of length 1."""
-    factors = []
-    for up in (True, False):
-        out = torch.full((shape[0], rank) if up else (rank, shape[1]), float("nan"))
-        ops: Any = compiled_ops() if compiled else TorchOps(torch.empty(0))
-        getattr(ops, operation)(*given, shape, rank, up, elements_of(out) if compiled else out)
-        factors.append(out.double())
-    up, down = factors
+    """The product of the two factors, which are checked to have the same lengths."""
+    shapes = (rank, shape[1]), (shape[0], rank)
+    down, up = (torch.full(each, float("nan")) for each in shapes)
+    ops: Any = compiled_ops() if compiled else TorchOps(torch.empty(0))
+    getattr(ops, operation)(
+        *given, shape, rank, *(elements_of(each) if compiled else each for each in (down, up))
+    )
     lengths = down.square().sum(1)
-    assert bool(((lengths - 1).abs().lt(1e-5) | lengths.eq(0)).all())
-    return up @ down
+    torch.testing.assert_close(lengths, up.square().sum(0), rtol=1e-4, atol=0)
+    return up.double() @ down.double()
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -114,9 +113,9 @@ def test_all_equal_singular_values_are_found() -> None:
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_leading_factors_of_a_matrix_with_infinities_are_nan(compiled: bool) -> None:
-    matrix, out = torch.ones(6, 4), torch.zeros(2, 4)
+    matrix, down, up = torch.ones(6, 4), torch.zeros(2, 4), torch.zeros(6, 2)
     matrix[3, 2] = float("inf")
     ops: Any = compiled_ops() if compiled else TorchOps(torch.empty(0))
-    given, result = (elements_of(matrix), elements_of(out)) if compiled else (matrix, out)
-    ops.leading_of_matrix(given, (6, 4), 2, False, result)
-    assert bool(out.isnan().all())
+    given = [elements_of(each) if compiled else each for each in (matrix, down, up)]
+    ops.leading_of_matrix(given[0], (6, 4), 2, *given[1:])
+    assert bool(down.isnan().all() and up.isnan().all())
