@@ -389,7 +389,8 @@ def _sce(p: Problem) -> ReferenceResult:
     if share == 0:
         return p.added_to_base(taus[0] * 0, taus[0] * 0)
     if share < 1:
-        small = [tau.float() for tau in taus]  # variances are ranked as float32 values
+        # Variances are ranked as float32 values; relative to the first, those of equal ones are 0.
+        small = [tau.float() - taus[0].float() for tau in taus]
         mean = torch.zeros_like(small[0])
         for tau in small:
             mean = mean + tau

@@ -130,7 +130,7 @@ class SelectCalculateErase(Kernel):
 
     base: int
     selection: Selection
-    version = 3
+    version = 4
 
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:

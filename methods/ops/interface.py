@@ -328,7 +328,10 @@ class Ops(Protocol):
         """
 
     def variance(self, vectors: Sequence[Vector], out: Array) -> None:
-        """Write the sum of squared deviations of vectors from their mean, element by element."""
+        """Write the sum of squared deviations of vectors from their mean, element by element.
+
+        They are computed relative to the first vector: if all are equal, the sum is exactly 0.
+        """
 
     def choose(self, vector: Vector, threshold: float, out: Array) -> None:
         """Write the first of the vector's two arrays where the magnitude of the vector is at least

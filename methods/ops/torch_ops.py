@@ -252,9 +252,9 @@ class TorchOps(TorchFactors, TorchTables, TorchArrays):
 
     def variance(self, vectors: Sequence[Vector], out: Tensor) -> None:
         values = [_values(vector) for vector in vectors]
-        mean = torch.zeros_like(out)
+        mean, first = torch.zeros_like(out), values[0].clone()
         for each in values:
-            mean.add_(each)
+            mean.add_(each.sub_(first))
         mean.div_(len(values))
         out.zero_()
         for each in values:

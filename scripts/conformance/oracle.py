@@ -278,8 +278,12 @@ def breadcrumbs(
 
 
 def variance(base: torch.Tensor, others: Tensors) -> torch.Tensor:
-    """Sum of squared deviations of task vectors from their mean, float32: it orders positions."""
-    small = [tau.float() for tau in differences(base, others)]
+    """Sum of squared deviations of task vectors from their mean, float32: it orders positions.
+
+    Relative to the first, so that equal ones have none.
+    """
+    taus = [tau.float() for tau in differences(base, others)]
+    small = [tau - taus[0] for tau in taus]
     mean = torch.zeros_like(small[0])
     for tau in small:
         mean = mean + tau

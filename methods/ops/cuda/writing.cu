@@ -142,11 +142,12 @@ KERNEL disjoint(PARAM Vectors vectors, i64 count, double epsilon, i64 base, i64 
 
 KERNEL variance(PARAM Vectors vectors, i64 count, i64 out, i64 size) {
   FOR_EACH(i, size) {
-    float mean = 0.0f, total = 0.0f;
-    for (int n = 0; n < count; n++) mean += element(vectors.each[n], i);
+    // Relative to the first, so that the variance of equal values is exactly 0.
+    float first = element(vectors.each[0], i), mean = 0.0f, total = 0.0f;
+    for (int n = 0; n < count; n++) mean += element(vectors.each[n], i) - first;
     mean /= (float)count;
     for (int n = 0; n < count; n++) {
-      float away = element(vectors.each[n], i) - mean;
+      float away = (element(vectors.each[n], i) - first) - mean;
       total += away * away;
     }
     at<float>(out)[i] = total;

@@ -205,7 +205,14 @@ def variance(
         for number in range(count_of_vectors):
             block = floats(blocks + step * number, count)
             difference(given[number], start, block, other[:count])
+        # Relative to the first, so that the variance of equal values is exactly 0.
+        first = floats(blocks, count)
+        for i in range(count):
+            other[i] = first[i]
+        for number in range(count_of_vectors):
+            block = floats(blocks + step * number, count)
             for i in range(count):
+                block[i] -= other[i]
                 mean[i] += block[i]
         for i in range(count):
             mean[i] /= divisor

@@ -222,6 +222,20 @@ def test_sce_selects_the_first_of_equal_variances() -> None:
         assert result[:keep].all()
 
 
+def test_sce_selects_nothing_where_all_task_vectors_are_equal() -> None:
+    """As in layers that were frozen after a common ancestor: the mean of three equal float32 values
+    is not always that value."""
+    shared, own = torch.randn(1000), torch.zeros(1000)
+    own[:100] = torch.arange(100) + 4.0
+    kernel = kernel_of("sce", (1000,), [{}] * 4, base=0, select_topk=0.5)
+    result = check_walks(kernel, [torch.zeros(1000), shared, shared, shared])
+    assert not result.any()
+    result = check_walks(kernel, [torch.zeros(1000), shared, shared, shared + own])
+    assert result[50:100].all()
+    assert not result[:50].any()
+    assert not result[100:].any()
+
+
 def test_breadcrumbs_drops_the_largest_and_the_smallest() -> None:
     other = torch.tensor([1.0, -5.0, 2.0, 5.0, -3.0, 0.5, 4.0, 0.0, 5.0, -2.0])
     for gamma, density, expected in (
