@@ -154,8 +154,10 @@ class LocalFolder(_Local):
     def read(self, name: str, max_bytes: int) -> bytes:
         path = self._checked_path(name)
         try:
-            if not path.is_file():
-                raise CheckpointError(f"'{path}' is not a file")
+            if path.exists() and not path.is_file():  # a pipe would never end
+                raise CheckpointError(
+                    f"'{path}' is not a file", remedy="replace it by the file itself"
+                )
             with open(path, "rb") as file:
                 content = file.read(max_bytes + 1)
         except OSError as error:
@@ -204,13 +206,13 @@ class LocalFile(_Local):
         return []
 
     def folder(self, name: str) -> Folder:
-        raise CheckpointError(f"'{self.path}' is a file, not a folder that contains '{name}'")
+        raise AssertionError(f"'{self.path}' is a file, not a folder that contains '{name}'")
 
     def has(self, name: str) -> bool:
         return name == self.path.name
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        raise CheckpointError(f"'{self.path}' is a file, not a folder that contains '{name}'")
+        return LocalFolder(self.path.parent, confined=False).read(name, max_bytes)
 
     def source(self, name: str) -> FileSource:
         return FileSource.at(self.path)

@@ -24,7 +24,7 @@ from mergeloom.engine.storage.source import Source, read_part
 from mergeloom.engine.storage.source_file import planning_reader
 
 if TYPE_CHECKING:
-    from mergeloom.planners.models.gguf.families import CONVERT_AGAIN, Family
+    from mergeloom.planners.models.gguf.families import Family
 
 SUFFIX = ".gguf"
 _PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -162,17 +162,21 @@ class GgufFolder:
         return []
 
     def folder(self, name: str) -> Folder:
-        raise CheckpointError(f"'{self.name}' has no folder '{name}'")
+        raise AssertionError(f"'{self.name}' has no folder '{name}'")
 
     def has(self, name: str) -> bool:
         return name in self.small_files or name in self.files
 
     def read(self, name: str, max_bytes: int) -> bytes:
-        content = self.small_files.get(name)
-        if content is None:
-            raise CheckpointError(f"'{self.name}' has no '{name}'")
+        from mergeloom.planners.models.gguf.families import ORIGINAL
+
+        content = self.small_files[name]
         if len(content) > max_bytes:
-            raise CheckpointError(f"'{name}' of '{self.name}' is larger than {max_bytes >> 20} MiB")
+            raise CheckpointError(
+                f"the '{name}' that '{self.name}' stands for has {len(content)} bytes, more than "
+                f"{max_bytes}",
+                remedy=ORIGINAL,
+            )
         return content
 
     def source(self, name: str) -> Source:
@@ -182,6 +186,8 @@ class GgufFolder:
 
     def _rope_factors(self, name: str) -> Sequence[float]:
         """A small tensor of float32 numbers."""
+        from mergeloom.planners.models.gguf.families import CONVERT_AGAIN
+
         for source, header in self.files.values():
             tensor = header.tensors.get(name)
             if tensor is None:

@@ -108,6 +108,18 @@ MALFORMED = {
     "not utf-8": (raw(b'{"\xff": 1}'), "broken header"),
     "space first": (raw(b" {}"), "not a JSON object"),
     "utf-16": (raw("{}".encode("utf-16-le")), "broken header"),
+    "backwards": (
+        raw({"a": {"dtype": "F32", "shape": [0], "data_offsets": [4, 0]}}),
+        "its data_offsets are not a range: copy",
+    ),
+    "half a byte": (
+        raw({"a": {"dtype": "F4", "shape": [3], "data_offsets": [0, 2]}}),
+        "its rows are not whole numbers of bytes",
+    ),
+    "a number as shape": (
+        raw({"a": {"dtype": "F32", "shape": 4, "data_offsets": [0, 16]}}),
+        "its shape is not a list of numbers",
+    ),
     "twice": (raw(b'{"a": %s, "a": {}}' % EMPTY), "it has 'a' twice"),
     "shape twice": (raw(b'{"a": {"shape": [0], "shape": [0]}}'), "has a key twice"),
     "two values": (raw(b"{}{}"), "unexpected content after its end"),
@@ -159,6 +171,7 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path, case: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_header(FileSource.at(path))
     assert expected in str(caught.value)
+    assert caught.value.remedy
     assert "bad.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -262,6 +262,96 @@ def test_a_file_cut_anywhere_is_an_error(tmp_path: Path) -> None:
             read_torch(FileSource.at(tmp_path / "cut.pt"))
 
 
+def _changed(path: Path, changes: dict[str, bytes | None]) -> None:
+    """Write an archive again with other records; one that is ``None`` is left out."""
+    with zipfile.ZipFile(path) as old:
+        records = {name.partition("/")[2]: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in {**records, **changes}.items():
+            if content is not None:
+                new.writestr(f"a/{name}", content)
+
+
+def _pickle_of(tensor: tuple[Any, ...], *, persistent: Any = None) -> bytes:
+    """The pickle of a tensor as torch.save writes it, with other arguments."""
+
+    class Storage:
+        pass
+
+    class Rebuilt:
+        def __reduce__(self) -> Any:
+            return torch._utils._rebuild_tensor_v2, (Storage(), *tensor, False, {})
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> Any:
+            whole = ("storage", torch.FloatStorage, "0", "cpu", 6)
+            return (persistent or whole) if isinstance(obj, Storage) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump({"a": Rebuilt()})
+    return buffer.getvalue()
+
+
+DAMAGED: dict[str, tuple[dict[str, bytes | None], str]] = {
+    "other byte order": ({"byteorder": b"big"}, "is big-endian, which is not supported: load it"),
+    "no storage": ({"data/0": None}, "the bytes of 'a' are missing: copy"),
+    "short storage": ({"data/0": bytes(20)}, "'a' is larger than its storage: copy"),
+    "strides": ({"data.pkl": _pickle_of((0, (2, 3), (1,)))}, "'a' has an invalid shape: copy"),
+    "offset": ({"data.pkl": _pickle_of((1, (2, 3), (3, 1)))}, "'a' is larger than its storage"),
+    "size": (
+        {"data.pkl": _pickle_of((0, (-2, 3), (3, 1)))},
+        r"it calls torch\._utils\._rebuild_tensor_v2 with unexpected arguments: load it",
+    ),
+    "another object": (
+        {"data.pkl": _pickle_of((0, (2, 3), (3, 1)), persistent=("module", "a", "b", "c", 1))},
+        "it refers to an object that is not a torch storage: load it",
+    ),
+    "a storage without a class": (
+        {"data.pkl": _pickle_of((0, (2, 3), (3, 1)), persistent=("storage", "a", "0", "cpu", 1))},
+        "it has an invalid reference to a torch storage: load it",
+    ),
+    "no end": ({"data.pkl": b"\x80\x02}"}, "without executing its pickle: .*: load it"),
+    "a mark": ({"data.pkl": b"\x80\x02(."}, r"it is damaged \(a mark instead of a value\)"),
+    "no mark": ({"data.pkl": b"\x80\x02t."}, r"it is damaged \(no mark\)"),
+    "a class without a name": ({"data.pkl": b"\x80\x04NN\x93."}, "it has an invalid class name"),
+    "an extension": ({"data.pkl": b"\x80\x02\x82\x01."}, "unsupported instruction EXT1"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_archive_says_what_is_wrong_and_what_to_do(kind: str, tmp_path: Path) -> None:
+    torch.save({"a": T}, tmp_path / "a.pt")
+    changes, words = DAMAGED[kind]
+    _changed(tmp_path / "a.pt", changes)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        read_torch(FileSource.at(tmp_path / "a.pt"))
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"), [("MAX_PICKLE_BYTES", 9), ("MAX_RECORDS", 2), ("MAX_ENTRIES", 1)]
+)
+def test_what_is_too_large_for_a_checkpoint_is_refused(
+    limit: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"a": T, "b": T}, tmp_path / "a.pt")
+    monkeypatch.setattr(f"mergeloom.engine.storage.torch_zip.{limit}", value)
+    with pytest.raises(CheckpointError, match=f"more than {value}.*save a state_dict"):
+        read_torch(FileSource.at(tmp_path / "a.pt"))
+
+
+def test_a_place_in_an_archive_that_is_no_record_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": T}, tmp_path / "a.pt")
+    content = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "a.pt").write_bytes(content.replace(b"PK\x03\x04", b"PK\x03\x05"))
+    with pytest.raises(CheckpointError, match="not written by"):
+        read_torch(FileSource.at(tmp_path / "a.pt"))
+    place = content.rindex(b"PK\x03\x04", 0, content.index(b"data/0"))
+    (tmp_path / "a.pt").write_bytes(content[:place] + b"PK\x00\x00" + content[place + 4 :])
+    with pytest.raises(CheckpointError, match="it is not a valid zip archive: copy"):
+        read_torch(FileSource.at(tmp_path / "a.pt"))
+
+
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(64)}, tmp_path / "a.pt")
     with (
