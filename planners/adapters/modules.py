@@ -91,6 +91,13 @@ def adapted_modules(adapters: Sequence[Adapter], kind: Combination) -> list[Adap
     """
     found: dict[str, list[Factors]] = {}
     for position, adapter in enumerate(adapters):
+        kind_of_adapter = str(adapter.checkpoint.config.get("peft_type"))
+        if kind_of_adapter != "LORA":
+            raise CheckpointError(
+                f"'{adapter.name}' is an adapter of the kind {kind_of_adapter}, which replaces "
+                "weights and cannot be combined",
+                remedy=f"merge it into its model, as MODEL+{adapter.name}",
+            )
         if adapter.of_parameters:
             module = next(iter(adapter.of_parameters))
             raise CheckpointError(

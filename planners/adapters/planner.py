@@ -114,6 +114,8 @@ def _open_adapters(document: AdaptersDocument, planning: PlanningContext) -> lis
                     f"'{entry.adapter}' is named twice",
                     remedy="list it once, with the sum of its weights",
                 )
+            for note in adapter.notes:
+                planning.findings.warn(entry.place, note, code="adapter-setting")
         found.append(adapter)
     return found
 

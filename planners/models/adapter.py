@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
@@ -32,14 +32,13 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.checkpoint import Checkpoint, open_files
+from mergeloom.planners.models.peft_settings import WITH_PEFT, check_kind, unknown_settings
 from mergeloom.planners.models.small_files import read_object
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
-WITH_PEFT = "merge it into its model with peft (merge_and_unload) first"
-"""Remedy for adapters that only their own library can apply."""
-
+_DIFFUSERS = "pytorch_lora_weights.safetensors"
 _PREFIX = "base_model.model."
 _MATRICES = ("lora_A.weight", "lora_B.weight")
 _PART = re.compile(
@@ -51,21 +50,13 @@ _PART = re.compile(
     r")"
 )
 _WRAPPER_PARTS = re.compile(
-    r"((\.base_layer)+|\.modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.[^.]+$)"
+    r"((\.base_layer)+|\.ln_tuning_layers|\.modules_to_save(\.(?!weight$|bias$)[^.]+)?)(?=\.[^.]+$)"
 )
 """Name parts that PEFT adds to wrapped modules."""
 
-_BASE_CHANGING = ("pissa", "olora", "loftq", "corda", "lora_ga")
-"""Initialisations that subtract the initial adapter from the base model, and so change it."""
-
-_SUPPORTED = {"LORA"}
-_UNSUPPORTED_SETTINGS = {
-    "use_qalora": "it is a QALoRA adapter, whose matrix A acts on groups of inputs",
-    "alora_invocation_tokens": "it acts only after certain tokens (aLoRA), unlike weights",
-    "arrow_config": "it chooses between adapters at run time (Arrow)",
-    "layer_replication": "it is for a model whose layers PEFT stacks first (layer_replication)",
-    "megatron_config": "it is for modules of Megatron",
-}
+_KOHYA = re.compile(r"^lora_|\.lora_(down|up)\.")
+_NOT_MERGED = re.compile(r"\.lora_(velora|monteclora)_")
+"""Tensors of training only, which peft does not merge either (VeLoRA, MonteCLoRA)."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +134,15 @@ class Adapter:
         return _module_setting(config, module, pattern, key, directory)
 
     @property
+    def notes(self) -> Iterator[str]:
+        """What of its configuration was not understood."""
+        for key in unknown_settings(self.checkpoint.config):
+            yield (
+                f"'{self.name}' has the setting '{key}', which is not known and has no effect on "
+                "the merge"
+            )
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """Names of parameters, or their last parts, that have factors of their own."""
         return _target_parameters(self.checkpoint.config)
@@ -167,12 +167,15 @@ def open_adapter(name: str, folder: Folder) -> Adapter:
     """
     directory = folder.name
     if not folder.has(CONFIG):
-        model = folder.has("config.json")
-        what = "it is a model" if model else "is it an adapter's directory?"
-        remedy = "name it under 'models'" if model else ""
+        what, remedy = "is it an adapter's directory?", ""
+        if folder.has("config.json"):
+            what, remedy = "it is a model", "name it under 'models'"
+        elif folder.has(_DIFFUSERS):
+            what = f"it is a LoRA of a diffusers pipeline ({_DIFFUSERS}), for several models"
+            remedy = "merge it with diffusers (fuse_lora, save_pretrained) first"
         raise CheckpointError(f"'{directory}' has no {CONFIG}: {what}", remedy=remedy)
     config = read_object(folder, CONFIG)
-    _refuse_unsupported(directory, config)
+    check_kind(directory, config)
     weights = _weights_file(folder)
     if weights is None:
         raise CheckpointError(f"'{directory}' has no {WEIGHTS[0]}", remedy=COPY_AGAIN)
@@ -187,29 +190,6 @@ def open_adapter(name: str, folder: Folder) -> Adapter:
 
 def _weights_file(folder: Folder) -> str | None:
     return next((name for name in WEIGHTS if folder.has(name)), None)
-
-
-def _refuse_unsupported(directory: str, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind not in _SUPPORTED:
-        name = kind if isinstance(kind, str) and kind.isprintable() else "unknown"
-        raise CheckpointError(
-            f"'{directory}' is a {name[:40]} adapter, and only LoRA, DoRA and rsLoRA can be merged",
-            remedy=WITH_PEFT,
-        )
-    for key, reason in _UNSUPPORTED_SETTINGS.items():
-        if config.get(key):
-            raise CheckpointError(
-                f"'{directory}' cannot be merged: {reason}",
-                remedy=f"if peft can, {WITH_PEFT}",
-            )
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
-        raise CheckpointError(
-            f"'{directory}' was initialised by '{start[:40]}', which also changes the base model, "
-            "so it does not fit the original one",
-            remedy="save it again with peft's path_initial_model_for_weight_conversion",
-        )
 
 
 def _target_parameters(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -238,7 +218,18 @@ def _changes(
                 nested.setdefault(module, {}).setdefault(depth, {})[part] = tensor
             else:
                 parts.setdefault(module, {})[part] = tensor
-        elif ".original_module." not in path:
+        elif ".original_module." not in path and _NOT_MERGED.search(path) is None:
+            if _KOHYA.search(path):
+                raise CheckpointError(
+                    f"'{checkpoint.folder.name}' has '{name}', as kohya's scripts name a LoRA",
+                    remedy="convert it to peft's format first",
+                )
+            if ".lora_" in path:
+                raise CheckpointError(
+                    f"'{checkpoint.folder.name}' has '{name}', which is of a kind of LoRA that is "
+                    "not known",
+                    remedy=WITH_PEFT,
+                )
             module, _, last = _WRAPPER_PARTS.sub("", path).rpartition(".")
             replaced.setdefault(module, {})[last] = tensor
     changes = {
@@ -338,10 +329,11 @@ def _module_setting(
     if isinstance(patterns, Mapping):
         found = (each for text, each in patterns.items() if _matches(text, module, directory))
         value = next(found, value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or (key == "r" and not value > 0):
+        wanted = "a positive number" if key == "r" else "a number"
         raise CheckpointError(
-            f"'{directory}/{CONFIG}': '{key}' is {value!r}, not a positive number",
-            remedy=COPY_AGAIN,
+            f"'{directory}/{CONFIG}': '{key}' is {value!r}, not {wanted}", remedy=COPY_AGAIN
         )
     return float(value)
 
@@ -374,17 +366,16 @@ def _matches(pattern: object, module: str, directory: str) -> bool:
 def _replaced_rows(checkpoint: Checkpoint, module: str, rows: StoredTensor) -> tuple[int, ...]:
     """The rows of a module's weight that an adapter replaces."""
     where = f"'{checkpoint.folder.name}/{CONFIG}'"
-    given = checkpoint.config.get("trainable_token_indices")
+    key = "token_indices" if "token_indices" in checkpoint.config else "trainable_token_indices"
+    given = checkpoint.config.get(key)
     if isinstance(given, Mapping):
         last = module.rpartition(".")[2]
         given = given.get(module, given.get(last, next(iter(given.values()), None)))
     if not isinstance(given, list) or not all(type(each) is int and each >= 0 for each in given):
-        raise CheckpointError(
-            f"{where}: 'trainable_token_indices' is not a list of token ids", remedy=COPY_AGAIN
-        )
+        raise CheckpointError(f"{where}: '{key}' is not a list of token ids", remedy=COPY_AGAIN)
     if len(given) != rows.shape[0]:
         raise CheckpointError(
-            f"{where}: 'trainable_token_indices' names {len(given)} tokens of '{module}', the "
+            f"{where}: '{key}' names {len(given)} tokens of '{module}', the "
             f"weights have {rows.shape[0]}",
             remedy=COPY_AGAIN,
         )

@@ -16,6 +16,7 @@ from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.storage.folder import LocalFolder, local
 from mergeloom.planners.config.model_reference import Location, ModelReference, interpretations
 from mergeloom.planners.config.weight_names import SUFFIXES
+from mergeloom.planners.models.adapter import CONFIG as ADAPTER_CONFIG
 from mergeloom.planners.models.adapter import has_adapter
 from mergeloom.planners.models.checkpoint import is_complete
 from mergeloom.planners.models.gguf.folder import is_gguf
@@ -129,6 +130,16 @@ class Resolver:
         for candidate, _ in self._local_candidates(location):
             if _is_file(candidate) or _is_model_path(candidate):
                 return candidate
+        _, plus, adapter = text.rpartition("+")
+        file = Path(os.path.expanduser(adapter))
+        if plus and _is_file(file):
+            beside = (file.parent / ADAPTER_CONFIG).exists()
+            raise CheckpointError(
+                f"'{adapter}' is a file, and an adapter is a directory with {ADAPTER_CONFIG}",
+                remedy="give the directory that it is in"
+                if beside
+                else "convert it to peft's format first",
+            )
         path = Path(os.path.expanduser(text))
         try:
             near = nearest(path.name, (each.name for each in path.parent.iterdir()))

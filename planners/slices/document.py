@@ -15,6 +15,7 @@ from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.parameters import Parameters
 from mergeloom.planners.config.tokenizer import BASE, TokenizerSettings
+from mergeloom.planners.models.adapted import AdaptedModel
 from mergeloom.planners.models.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from mergeloom.planners.models.adapter import has_adapter
 from mergeloom.planners.models.architecture import Tower, beside_layers
@@ -275,6 +276,9 @@ def _open_model(
         findings.warn(place, models.notes[reference], code="adapter-alone")
     if isinstance(model, StoredModel):
         _warn_of_other_weights(model, place, findings)
+    if isinstance(model, AdaptedModel):
+        for note in model.adapter.notes:
+            findings.warn(place, note, code="adapter-setting")
     namesakes = models.namesakes(reference)
     if namesakes is not None:
         taken, other = (os.path.abspath(path) for path in (namesakes[0], namesakes[1][0]))

@@ -318,7 +318,7 @@ def test_adapters_that_cannot_be_combined_are_refused_by_name(tmp_path: Path) ->
     changed(tmp_path, "ia3", peft_type="IA3")
     changed(tmp_path, "parameters", target_parameters=["q_proj.weight"])
     assert "(target_parameters)" in refusal("svd", "one", "parameters")
-    assert "is a IA3 adapter" in refusal("svd", "one", "ia3")
+    assert "of the kind IA3" in refusal("svd", "one", "ia3")
     assert "named twice" in refusal("svd", "one", "one")
     assert "cannot be combined by 'slerp'" in refusal("slerp", "one", "two")
     shutil.copytree(tmp_path / "one", tmp_path / "same")

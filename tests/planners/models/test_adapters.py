@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from mergeloom.api import LoomWarning
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.planners.models.adapter import open_adapter
+from mergeloom.planners.models.peft_settings import unknown_settings
 from tests.families.tiny import fill, make_model
 from tests.mergeloom.support import merge_without_torch
 from tests.planners.models.adapting import (
@@ -25,6 +27,7 @@ from tests.planners.models.adapting import (
     merged,
     passthrough,
     saved,
+    saved_adapter,
 )
 
 peft = pytest.importorskip("peft", reason="adapters are judged by peft")
@@ -82,6 +85,18 @@ KINDS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     ),
     "dora of an embedding": (llama, {"target_modules": ["embed_tokens"], "use_dora": True}),
     "head": (llama, {"target_modules": ["lm_head"]}),
+    "negative alpha": (llama, {"target_modules": ATTENTION, "lora_alpha": -3}),
+    "velora": (
+        llama,
+        {"target_modules": ATTENTION, "velora_config": peft.tuners.lora.config.VeloraConfig()},
+    ),
+    "monteclora": (
+        llama,
+        {
+            "target_modules": ATTENTION,
+            "monteclora_config": peft.tuners.lora.config.MontecloraConfig(),
+        },
+    ),
 }
 
 
@@ -198,26 +213,90 @@ def test_an_adapter_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    "config",
     [
-        (lambda: peft.LoHaConfig(target_modules=ATTENTION), "LOHA adapter"),
-        (lambda: peft.LoKrConfig(target_modules=ATTENTION), "LOKR adapter"),
-        (
-            lambda: peft.IA3Config(target_modules=ATTENTION, feedforward_modules=[]),
-            "IA3 adapter",
-        ),
-        (lambda: peft.OFTConfig(target_modules=ATTENTION, oft_block_size=8), "OFT adapter"),
-        (lambda: peft.VeraConfig(target_modules=["q_proj", "o_proj"]), "VERA adapter"),
+        peft.LNTuningConfig(target_modules=["input_layernorm"]),
+        peft.TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=[7, 3]),
     ],
+    ids=["norms", "tokens"],
 )
-def test_other_kinds_are_refused_by_name(
-    make: Callable[[], Any], words: str, tmp_path: Path
-) -> None:
+def test_trained_norms_and_tokens_agree_with_peft(config: Any, tmp_path: Path) -> None:
     model = llama()
     model.save_pretrained(tmp_path / "base")
-    peft.get_peft_model(model, make()).save_pretrained(tmp_path / "adapter")
+    assert check_against_peft(saved_adapter(model, config, tmp_path), tmp_path) in (1, 2)
+
+
+MERGED = {"LORA", "LN_TUNING", "TRAINABLE_TOKENS"}
+IN_NO_WEIGHTS = {"XLORA", "POLY", "ADAPTION_PROMPT", "SHADOW", "LILY", "CARTRIDGE"}
+
+
+@pytest.mark.parametrize("kind", sorted({each.value for each in peft.PeftType} - MERGED))
+def test_other_kinds_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    """All that PEFT has; where PEFT cannot merge them either, it is not said to."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind}))
+    with pytest.raises(CheckpointError, match=f"of the kind {kind}, ") as raised:
+        open_adapter("it", LocalFolder(tmp_path))
+    prompts = issubclass(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind], peft.PromptLearningConfig)
+    for_peft = "merge_and_unload" in str(raised.value)
+    assert for_peft == (not prompts and kind not in IN_NO_WEIGHTS)
+
+
+def test_every_setting_of_peft_is_known() -> None:
+    for config in (peft.LoraConfig, peft.LNTuningConfig, peft.TrainableTokensConfig):
+        on = {field.name: "on" for field in dataclasses.fields(config)}
+        assert not unknown_settings(on)
+
+
+def test_settings_that_are_not_known_are_warned_of(tmp_path: Path) -> None:
+    saved(*KINDS["plain"], tmp_path)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    more = {"use_mora": True, "mora_type": None, "lora_nums": []}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    found = mergeloom.plan(adapted_copy(tmp_path)).plan.warnings
+    assert [line for line in found if "'use_mora', which is not known" in line]
+    assert not [line for line in found if "mora_type" in line or "lora_nums" in line]
+
+
+OTHER_PROGRAMS: dict[str, tuple[dict[str, Any] | None, str, str, str]] = {
+    "MLX": (
+        {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 8, "scale": 20.0}},
+        *("adapters.safetensors", "model.layers.0.self_attn.q_proj.lora_a"),
+        "is an adapter of MLX, .*: merge it into its model with mlx_lm.fuse first",
+    ),
+    "diffusers": (
+        *(None, "pytorch_lora_weights.safetensors", "unet.up.lora_A.weight"),
+        "a LoRA of a diffusers pipeline .*: merge it with diffusers",
+    ),
+    "kohya": (
+        *({"peft_type": "LORA"}, "adapter_model.safetensors"),
+        *("lora_unet_up_0.lora_down.weight", "as kohya's scripts name a LoRA: convert it"),
+    ),
+    "another LoRA": (
+        *({"peft_type": "LORA"}, "adapter_model.safetensors"),
+        *("base_model.model.a.lora_route.weight", "of a kind of LoRA that is not known"),
+    ),
+    "none": ({"r": 4}, "adapter_model.safetensors", "a.lora_A.weight", "has no 'peft_type'"),
+}
+
+
+@pytest.mark.parametrize("program", OTHER_PROGRAMS)
+def test_adapters_of_other_programs_are_refused_by_name(program: str, tmp_path: Path) -> None:
+    config, file, tensor, words = OTHER_PROGRAMS[program]
+    if config is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file({tensor: torch.zeros(4, 4)}, tmp_path / file)
     with pytest.raises(CheckpointError, match=words):
-        open_adapter("it", LocalFolder(tmp_path / "adapter"))
+        open_adapter("it", LocalFolder(tmp_path))
+
+
+def test_an_adapter_given_as_a_file_is_refused(tmp_path: Path) -> None:
+    saved(*KINDS["plain"], tmp_path)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    with pytest.raises(CheckpointError, match=r"is a file, .*: give the directory that it is in"):
+        mergeloom.plan(passthrough(f"{tmp_path}/base+{file}"))
+    (file.parent / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"is a file, .*: convert it to peft's format first"):
+        mergeloom.plan(passthrough(f"{tmp_path}/base+{file}"))
 
 
 @pytest.mark.parametrize(
@@ -225,8 +304,15 @@ def test_other_kinds_are_refused_by_name(
     [
         ({"init_lora_weights": "pissa_niter_4"}, "also changes the base model"),
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"use_qalora": True}, "QALoRA adapter, .* with peft"),
+        ({"use_bdlora": {"nblocks": 2}}, "block-diagonal .*: leave it out"),
+        ({"kasa_config": {"beta": 1}}, "smallest singular values .* with peft"),
+        ({"alora_invocation_tokens": [1]}, "only after certain tokens .*: leave it out"),
+        ({"arrow_config": {"top_k": 2}}, "between adapters at run time .*: leave it out"),
+        ({"enable_lora": [True, False]}, "parts of fused layers"),
+        ({"megatron_config": {"a": 1}}, "modules of Megatron"),
         ({"r": 3}, "in the adapter's configuration is 3"),
-        ({"lora_alpha": "x"}, "'lora_alpha' is 'x', not a positive number"),
+        ({"lora_alpha": "x"}, "'lora_alpha' is 'x', not a number"),
         ({"alpha_pattern": {"((a*)*)*q": 1}}, "too complex"),
     ],
 )
