@@ -53,7 +53,8 @@ def export(
     observer = observer or Observer()
     kind = arguments.one_of(type, "type", list(TYPES))
     path = arguments.path_of(output, "the output")
-    if path.exists() and not (path.is_file() and arguments.boolean(overwrite, "overwrite")):
+    replaces = arguments.boolean(overwrite, "overwrite") and os.path.isfile(path)
+    if os.path.exists(path) and not replaces:
         raise OutputError(f"'{path}' exists already", remedy="choose another name, or --overwrite")
     budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
     workers = None if threads is None else arguments.integer(threads, "threads", 1)

@@ -47,9 +47,9 @@ def html_path(text: str | Path | None) -> Path | None:
     path = optional_path(text)
     if path is None:
         return None
-    if path.is_dir():
+    if os.path.isdir(path):
         raise LoomError(f"--html '{path}' is a folder", remedy="name a file in it")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise LoomError(
             f"--html '{path}': there is no folder '{path.parent}'", remedy="make it first"
         )

@@ -240,7 +240,7 @@ class OutputDirectory:
 
     def _check_is_output(self) -> None:
         found = foreign_state(self.path)
-        if self.path.is_symlink() and not self.path.exists():
+        if os.path.islink(self.path) and not os.path.exists(self.path):
             raise OutputError(
                 f"'{self.path}' is a link to '{os.readlink(self.path)}', which does not exist",
                 remedy="make that directory, or choose another output",

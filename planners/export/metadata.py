@@ -60,7 +60,7 @@ def model_metadata(
         if value is None and key in family.required:
             raise CheckpointError(
                 f"'{where}': config.json has no '{ours}'",
-                remedy="add it, as the class of the model has it",
+                remedy="add it with the value that the class of the model has",
             )
         if value is not None:
             real = ours.endswith(("eps", "capping"))

@@ -39,7 +39,8 @@ def plan_transplant(
     for position, each in enumerate(tokens_of_models):
         if not each.shared and each.lacking and settings.uses_donor_rows:
             raise settings.place.error(
-                f"model {position + 1} shares no token with the donor: rows cannot be compared",
+                f"the tokenizer in '{tokenizers[position].folder.name}' shares no token with that "
+                "of the donor, so rows cannot be compared",
                 "choose the method subword, mean, zero or random",
             )
     rows = 0 if donor is None else donor.shape(donor.tokens.embedding or "")[0]

@@ -70,7 +70,9 @@ def choose_template(setting: Value, templates: Iterable[str | None], folder: Fol
         )
     try:
         return read_content(folder, text).decode()
-    except (CheckpointError, UnicodeDecodeError) as error:
+    except CheckpointError as error:
+        raise error.at(setting.place) from error
+    except UnicodeDecodeError as error:
         cause = f"cannot read the chat template '{text}': it is not UTF-8 text"
         raise setting.error(cause, "save it as UTF-8") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 import mergeloom
 from mergeloom.engine.base.errors import OutputError
 from mergeloom.engine.output.journal import FinishedTensor, Journal, Totals
-from mergeloom.engine.output.manifest import read_manifest
+from mergeloom.engine.output.manifest import VERSION, read_manifest
+from mergeloom.engine.storage.digest import ALGORITHM
 from tests.mergeloom.support import LINEAR, run
 
 
@@ -100,6 +102,69 @@ STATES: dict[str, tuple[Callable[[Path, Path], None], str, str, str]] = {
 }
 
 
+UNREADABLE = {
+    "a journal without a head": ("journal", "{}\n", "is damaged in its first record"),
+    "a journal that is a folder": ("journal", None, "cannot read '.*journal': Is a directory"),
+    "a manifest that is a folder": ("manifest.json", None, "cannot read '.*manifest.json': Is a"),
+    "a manifest without tensors": (
+        "manifest.json",
+        json.dumps({"version": VERSION, "digests": ALGORITHM, "tensors": 3}),
+        "manifest.json' is damaged",
+    ),
+    "a manifest of another version": ("manifest.json", '{"version": 0}', "another version of this"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_records_that_cannot_be_used_are_refused_by_plan_and_status_and_merge(
+    config: Path, tmp_path: Path, case: str
+) -> None:
+    name, content, words = UNREADABLE[case]
+    records = tmp_path / "out" / ".mergeloom"
+    records.mkdir(parents=True)
+    if content is None:
+        (records / name).mkdir()
+    else:
+        (records / name).write_text(content)
+    found = state(config, tmp_path / "out")
+    assert (found.condition, found.will) == ("damaged", "refuse")
+    assert re.search(words, found.message)
+    assert found.remedy or content is None
+    assert re.search(words, mergeloom.status(tmp_path / "out").message)
+    with pytest.raises(OutputError, match=words) as caught:
+        mergeloom.merge(config, tmp_path / "out")
+    assert caught.value.remedy == found.remedy.replace("--restart", "restart=True")
+
+
+@pytest.mark.parametrize("limit", ["journal", "manifest"])
+def test_records_that_are_too_large_are_not_read(
+    config: Path, tmp_path: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged(config, tmp_path / "out")
+    if limit == "journal":
+        interrupt(tmp_path / "out", 3)
+    monkeypatch.setattr(f"mergeloom.engine.output.{limit}.MAX_BYTES", 10)
+    found = state(config, tmp_path / "out")
+    assert f"is too large for a {limit}" in found.message
+    assert found.remedy == "start over with --restart"
+
+
+def test_an_output_that_no_directory_can_be_is_refused(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / ("a" * 300)
+    found = state(config, out)
+    assert (found.condition, found.will) == ("unreadable", "refuse")
+    assert found.remedy == "choose another output directory"
+    for use in (mergeloom.status, lambda path: mergeloom.merge(config, path)):
+        with pytest.raises(OutputError, match="File name too long"):
+            use(out)
+
+
+def test_a_merge_that_has_recorded_nothing_cannot_be_verified(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".mergeloom").mkdir(parents=True)
+    with pytest.raises(OutputError, match="has not recorded any tensor yet: the same merge again"):
+        mergeloom.verify(tmp_path / "out")
+
+
 @pytest.mark.parametrize("case", STATES)
 def test_plan_reports_the_state_of_an_output_and_merge_acts_accordingly(
     config: Path, tmp_path: Path, case: str
@@ -112,6 +177,7 @@ def test_plan_reports_the_state_of_an_output_and_merge_acts_accordingly(
     assert (found.condition, found.will) == (condition, will)
     assert words in found.message
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before, "looking changed something"
+    assert bool(found.remedy) == (will == "refuse")
     if will == "refuse":
         with pytest.raises(OutputError):
             mergeloom.merge(config, out)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import AutoModelForCausalLM
 
 from mergeloom import Observer, export, merge
@@ -148,6 +150,98 @@ def test_what_a_gguf_file_cannot_say_is_refused(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"llama"', '"gpt2"'))
     with pytest.raises(CheckpointError, match="of type 'gpt2', which cannot be exported to GGUF"):
         export(tmp_path / "in", tmp_path / "c.gguf")
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def change_tensors(folder: Path, add: dict[str, torch.Tensor], leave: str = "") -> None:
+    tensors = {**load_file(folder / "model.safetensors"), **add}
+    kept = {name: value for name, value in tensors.items() if name != leave}
+    save_file(kept, folder / "model.safetensors")
+
+
+def change_words(folder: Path, words: Tokenizer, **config: Any) -> None:
+    words.save(str(folder / "tokenizer.json"))
+    change_config(folder, **config)
+
+
+def split_oddly() -> Tokenizer:
+    words = Tokenizer(BPE(vocab={"a": 0}, merges=[]))
+    words.pre_tokenizer = Sequence([Split("a", "isolated"), ByteLevel(use_regex=False)])
+    return words
+
+
+EXPERT = "model.layers.0.mlp.experts.1.up_proj.weight"
+NOT_EXPORTED: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "no epsilon": (
+        "llama",
+        lambda folder: change_config(folder, rms_norm_eps=None),
+        "config.json has no 'rms_norm_eps': add it",
+    ),
+    "another rotary embedding": (
+        "llama",
+        lambda folder: change_config(
+            folder, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+        ),
+        "has a rotary embedding of the type 'dynamic', which cannot be exported: llama.cpp",
+    ),
+    "a further tensor": (
+        "llama",
+        lambda folder: change_tensors(folder, {"model.layers.0.gate.weight": torch.ones(2, 2)}),
+        "has 'model.layers.0.gate.weight', unlike GGUF files of a 'llama': llama.cpp",
+    ),
+    "no embedding": (
+        "llama",
+        lambda folder: change_tensors(folder, {}, "model.embed_tokens.weight"),
+        "has no embedding, so it is not a complete model: copy",
+    ),
+    "an expert of another size": (
+        "qwen3moe",
+        lambda folder: change_tensors(folder, {EXPERT: torch.ones(3, 3)}),
+        "experts.0.up_proj.weight' and others like it: ",
+    ),
+    "an expert less": (
+        "qwen3moe",
+        lambda folder: change_tensors(folder, {}, EXPERT),
+        f"'{EXPERT}' is missing: ",
+    ),
+    "words": (
+        "llama",
+        lambda folder: change_words(folder, Tokenizer(WordLevel({"a": 0}, unk_token="a"))),
+        "it is of the type WordLevel, not BPE: export with tokenizer=False",
+    ),
+    "words without bytes": (
+        "llama",
+        lambda folder: change_words(folder, Tokenizer(BPE(vocab={"a": 0}, merges=[]))),
+        "it cannot represent arbitrary bytes: export with tokenizer=False",
+    ),
+    "words that are split oddly": (
+        "llama",
+        lambda folder: change_words(folder, split_oddly()),
+        "GGUF has no name for its pre-tokenizer: export with tokenizer=False",
+    ),
+    "words without rows": (
+        "llama",
+        lambda folder: change_words(folder, Tokenizer(BPE(vocab={"a": 1000}, merges=[]))),
+        "has tokens without a row in its embedding: merge it with",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_EXPORTED)
+def test_a_model_that_cannot_be_exported_says_why_and_what_to_do(case: str, tmp_path: Path) -> None:
+    family, change, words = NOT_EXPORTED[case]
+    saved({**FAMILIES, **MIXTURES}[family], tmp_path / "in")
+    change(tmp_path / "in")
+    with pytest.raises(CheckpointError) as caught:
+        export(tmp_path / "in", tmp_path / "out.gguf", type="f32")
+    assert words in str(caught.value)
+    assert caught.value.remedy
+    assert not (tmp_path / "out.gguf").exists()
 
 
 @pytest.fixture(scope="module")
