@@ -214,7 +214,8 @@ def _karcher(p: Problem) -> ReferenceResult:
     if not units:
         return ReferenceResult(vectors[0] * 0, vectors[0] * 0)
     mean = torch.stack(units).mean(0)
-    mean = mean / mean.norm() if mean.norm() > 1e-7 else units[0]
+    left = float(mean.norm())
+    mean = mean / left if left > 1e-7 else units[0]
     for _ in range(int(p.setting("max_iter"))):
         tangent = torch.zeros_like(mean)
         for unit in units:
@@ -227,7 +228,9 @@ def _karcher(p: Problem) -> ReferenceResult:
             break
         mean = math.cos(step) * mean + math.sin(step) * tangent / step
     length = sum(lengths) / len(lengths)
-    return ReferenceResult(mean * length, torch.stack(units).abs().sum(0) * length)
+    scale = torch.stack(units).abs().sum(0) * length
+    # Nearly opposite directions cancel, and the small remainder is scaled up.
+    return ReferenceResult(mean * length, scale * max(1.0, 1 / (len(units) * max(left, 1e-7))))
 
 
 def _model_stock(p: Problem) -> ReferenceResult:
@@ -255,8 +258,8 @@ def _model_stock(p: Problem) -> ReferenceResult:
 # --- task vectors --------------------------------------------------------------------------------
 
 
-def _largest(vector: Tensor, keep: int) -> Tensor:
-    """Mask of the ``keep`` largest magnitudes, ties by lowest index."""
+def largest(vector: Tensor, keep: int) -> Tensor:
+    """Mask of the ``keep`` largest magnitudes; of equal ones, those of the lowest indices."""
     order = torch.sort(-vector.abs().reshape(-1), stable=True).indices
     mask = torch.zeros(vector.numel(), dtype=torch.bool)
     mask[order[:keep]] = True
@@ -308,7 +311,7 @@ def _ties(p: Problem) -> ReferenceResult:
     for number, vector in enumerate(p.vectors()):
         density = p.of_models("density")[number]
         keep = vector.numel() if density >= 1 else int(density * vector.numel())
-        sparse.append(_rescaled(p, number, vector, vector * _largest(vector, keep)))
+        sparse.append(_rescaled(p, number, vector, vector * largest(vector, keep)))
     return _elected(p, sparse)
 
 
@@ -322,7 +325,7 @@ def _breadcrumbs(
         if density < 1:
             keep = int(density * total)
             skip = min(int(gamma * total), total - keep)
-            kept = vector * (_largest(vector, skip + keep) & ~_largest(vector, skip))
+            kept = vector * (largest(vector, skip + keep) & ~largest(vector, skip))
         sparse.append(_rescaled(p, number, vector, kept))
     return combine(p, sparse)
 
@@ -333,7 +336,7 @@ def _dare(
     sparse = []
     for number, vector in enumerate(p.vectors()):
         density = p.of_models("density")[number]
-        kept = vector if density >= 1 else vector * (_drawn(p, number) < density)
+        kept = vector if density >= 1 else vector * (_chances(p, number) < density)
         sparse.append(_rescaled(p, number, vector, kept))
     return combine(p, sparse)
 
@@ -352,15 +355,20 @@ def _della(
             ranks = torch.arange(last + 1, dtype=torch.float64).expand_as(rows)
             spread = 1 - 2 * ranks / last if last else torch.zeros_like(ranks)
             chances = torch.empty_like(rows).scatter_(1, order, density + epsilon * spread)
-            kept = vector * (_drawn(p, number) < chances.view(vector.shape))
+            kept = vector * (_chances(p, number) < chances.view(vector.shape))
         sparse.append(_rescaled(p, number, vector, kept))
     return combine(p, sparse)
 
 
-def _drawn(p: Problem, number: int) -> Tensor:
-    """The generator in integer arithmetic: uniform in [0, 1), multiples of 2⁻³²."""
-    word, shape = 1 << 32, p.inputs[0].shape
-    key = _digest(p.merge.seed, number, p.merge.tensor)
+def _chances(p: Problem, number: int) -> Tensor:
+    return drawn(p.merge.seed, p.merge.tensor, number, p.inputs[0].shape)
+
+
+def drawn(seed: int, tensor: str, number: int, shape: Sequence[int]) -> Tensor:
+    """The random numbers for task vector ``number`` of a tensor, by the definition of the generator
+    in integers: uniform in [0, 1), multiples of 2⁻³²."""
+    word = 1 << 32
+    key = _digest(seed, number, tensor)
     index = torch.arange(math.prod(shape), dtype=torch.int64)
     result = torch.empty(index.shape, dtype=torch.float64)
     for high in range(-(-math.prod(shape) // word)):
@@ -370,7 +378,7 @@ def _drawn(p: Problem, number: int) -> Tensor:
         x = _times(x ^ (x >> 16), 0x21F0AAAD) ^ second
         x = _times(x ^ (x >> 15), 0xD35A2D97)
         result[part] = ((x + word // 2) % word).double() / word
-    return result.view(shape)
+    return result.view(tuple(shape))
 
 
 def _times(x: Tensor, factor: int) -> Tensor:
@@ -384,25 +392,39 @@ def _digest(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
+def variance(p: Problem) -> Tensor:
+    """Sum of the squared deviations of task vectors from their mean, in float32, by which SCE ranks
+    elements; relative to the first, so that equal ones have none."""
+    first, *_ = taus = [tau.float() for tau in p.vectors()]
+    taus = [tau - first for tau in taus]
+    mean = torch.zeros_like(taus[0])
+    for tau in taus:
+        mean = mean + tau
+    mean = mean / len(taus)
+    total = torch.zeros_like(mean)
+    for tau in taus:
+        total = total + (tau - mean) * (tau - mean)
+    return total
+
+
 def _sce(p: Problem) -> ReferenceResult:
     taus, share = p.vectors(), p.setting("select_topk")
     if share == 0:
         return p.added_to_base(taus[0] * 0, taus[0] * 0)
     if share < 1:
-        # Variances are ranked as float32 values; relative to the first, those of equal ones are 0.
-        small = [tau.float() - taus[0].float() for tau in taus]
-        mean = torch.zeros_like(small[0])
-        for tau in small:
-            mean = mean + tau
-        mean = mean / len(small)
-        variance = torch.zeros_like(mean)
-        for tau in small:
-            variance = variance + (tau - mean) * (tau - mean)
-        mask = _largest(variance, int(int((variance != 0).sum()) * share))
+        spread = variance(p)
+        mask = largest(spread, int(int((spread != 0).sum()) * share))
         taus = [tau * mask for tau in taus]
+    return fused(p, taus)
+
+
+def fused(p: Problem, taus: Sequence[Tensor], *, even: bool = False) -> ReferenceResult:
+    """The result of SCE for selected elements of task vectors; ``even`` gives all models the same
+    weight."""
     squares = [float(tau.square().sum()) for tau in taus]
-    weights = [s / sum(squares) for s in squares] if sum(squares) else [1.0] * len(taus)
-    vectors = torch.stack(taus)
+    total_square = 0.0 if even else sum(squares)
+    weights = [s / total_square for s in squares] if total_square else [1.0] * len(taus)
+    vectors = torch.stack(list(taus))
     total, mass = vectors.sum(0), vectors.abs().sum(0)
     sign = torch.where(total >= 0, 1.0, -1.0)
     weight = torch.tensor(weights, dtype=torch.float64).view(-1, *[1] * taus[0].dim())

@@ -8,14 +8,14 @@ element, plus one last place of a result stored in 16 bits. If mergeloom and mer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from scripts.conformance import oracle
-from scripts.conformance.oracle import Answer
+from mergeloom.methods import reference
+from mergeloom.methods.declare import TensorMerge
+from mergeloom.methods.reference import Problem, ReferenceResult
 
 LIMIT = 4.0
 """Units by which a few float32 operations in another order may differ."""
@@ -35,44 +35,23 @@ _BAND = ("ties", "breadcrumbs", "breadcrumbs_ties")
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a merged tensor, as stored, and their parameters.
-
-    ``method`` is ``None`` if the single tensor of ``others`` was copied. ``each`` has the
-    parameters of ``others``, in the same order.
-    """
+    """The inputs of a merged tensor, as stored: ``tensors`` in the order of ``merge``, which has
+    their parameters. ``method`` is ``None`` if the only tensor was copied."""
 
     method: str | None
-    base: Tensor | None
-    others: tuple[Tensor, ...]
-    each: tuple[Mapping[str, Any], ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def answer(self) -> Answer:
-        """The method's result in float64.
-
-        Raises:
-            ValueError: it depends on a random choice.
-        """
-        return _ANSWERS[self.method](self)
-
-    def all(self, name: str) -> list[Any]:
-        """The values of a per-model parameter, without the base."""
-        return [given[name] for given in self.each]
-
-    def some(self, *names: str) -> list[Any]:
-        """Values of several global parameters."""
-        return [self.settings[name] for name in names]
+    merge: TensorMerge
+    tensors: Sequence[Tensor]
 
     @property
-    def start(self) -> Tensor:
-        """The base.
+    def problem(self) -> Problem:
+        """The inputs as `methods.reference` takes them."""
+        return Problem(self.merge, self.tensors)
 
-        Raises:
-            ValueError: there is none.
-        """
-        if self.base is None:
-            raise ValueError("no base")
-        return self.base
+    def answer(self) -> ReferenceResult:
+        """The method's result in float64."""
+        found = reference.evaluate(self.method or "passthrough", self.merge, self.tensors)
+        assert found is not None, "every built-in method has a formula"
+        return found
 
 
 @dataclass(frozen=True)
@@ -82,7 +61,7 @@ class Results:
     inputs: Inputs
     ours: Tensor
     theirs: Tensor
-    answer: Answer
+    answer: ReferenceResult
     scale: Tensor
     kind: torch.finfo
 
@@ -90,8 +69,7 @@ class Results:
     def of(cls, inputs: Inputs, ours: Tensor, theirs: Tensor) -> Results:
         """From the tensors as written."""
         answer = inputs.answer()
-        everything = (*inputs.others, *([] if inputs.base is None else [inputs.base]))
-        scale = torch.stack([tensor.double().abs() for tensor in everything]).sum(0)
+        scale = torch.stack([tensor.double().abs() for tensor in inputs.tensors]).sum(0)
         scale = scale.maximum(answer.scale)
         kind = torch.finfo(ours.dtype)
         return cls(inputs, ours.double(), theirs.double(), answer, scale, kind)
@@ -109,8 +87,8 @@ class Results:
         """Distance of mergeloom from the answer in units; 0 where a decision depends on the last
         bit.
         """
-        off = self.units(self.ours, self.answer.value)
-        return off if self.answer.either is None else off.masked_fill(self.answer.either, 0.0)
+        off, undecided = self.units(self.ours, self.answer.value), self.answer.undecided
+        return off if undecided is None else off.masked_fill(undecided, 0.0)
 
 
 @dataclass(frozen=True)
@@ -163,9 +141,9 @@ def decisions(results: Results) -> Tensor:
     """Elements whose result depends on equal numbers or on the last bit; distances are no error
     there.
     """
-    either = results.answer.either
-    doubtful = torch.zeros_like(results.scale, dtype=torch.bool) if either is None else either
-    return doubtful | _equal_magnitudes(results)
+    undecided = results.answer.undecided
+    equal = _equal_magnitudes(results)
+    return equal if undecided is None else equal | undecided
 
 
 def ulps(found: Tensor, results: Results) -> Tensor:
@@ -189,18 +167,20 @@ def _most(values: Tensor) -> float:
 
 def _equal_magnitudes(results: Results) -> Tensor:
     """Elements as large as the last one that is kept, or dropped."""
-    inputs = results.inputs
+    method, problem = results.inputs.method, results.inputs.problem
     found = torch.zeros_like(results.scale, dtype=torch.bool)
-    if inputs.method == "sce" and inputs.settings["select_topk"] < 1:
-        spread = oracle.variance(inputs.start, inputs.others).double()
-        rank = int(int((spread != 0).sum()) * inputs.settings["select_topk"])
+    if method == "sce" and problem.setting("select_topk") < 1:
+        spread = reference.variance(problem).double()
+        rank = int(int((spread != 0).sum()) * problem.setting("select_topk"))
         return found | _at_ranks(spread, (rank,), 1e-5)
-    if inputs.method in _BAND:
-        taus = oracle.differences(inputs.start, inputs.others)
-        for tau, each in zip(taus, inputs.each, strict=True):
-            if each["density"] < 1:
-                keep = int(each["density"] * tau.numel())
-                skip = min(int(each.get("gamma", 0) * tau.numel()), tau.numel() - keep)
+    if method in _BAND:
+        for number, tau in enumerate(problem.vectors()):
+            density = problem.of_models("density")[number]
+            if density < 1:
+                keep, gamma = int(density * tau.numel()), 0.0
+                if method != "ties":
+                    gamma = problem.of_models("gamma")[number]
+                skip = min(int(gamma * tau.numel()), tau.numel() - keep)
                 found |= _at_ranks(tau.abs(), (skip, skip + keep), 0.0)
     return found
 
@@ -217,10 +197,10 @@ def _at_ranks(magnitudes: Tensor, ranks: Sequence[int], near: float) -> Tensor:
 
 def _balanced_votes(results: Results) -> Tensor:
     """Elements where the votes for both signs are equal except for rounding."""
-    either = results.answer.either
-    if either is None or results.inputs.method == "arcee_fusion":
+    undecided = results.answer.undecided
+    if undecided is None or results.inputs.method == "arcee_fusion":
         return torch.zeros_like(results.scale, dtype=torch.bool)
-    return either
+    return undecided
 
 
 def _small_squares(results: Results) -> Tensor:
@@ -234,23 +214,22 @@ def _as_selected(results: Results, even: bool) -> Tensor:
     The selections may differ only where variances are equal except for rounding. ``even``: all
     weights are equal, which is allowed only if the mean squares are small.
     """
-    inputs = results.inputs
+    problem = results.inputs.problem
     nothing = torch.zeros_like(results.scale, dtype=torch.bool)
-    if inputs.method != "sce":
+    if results.inputs.method != "sce":
         return nothing
-    taus = oracle.differences(inputs.start, inputs.others)
-    topk, selection = inputs.settings["select_topk"], None
+    taus, topk = problem.vectors(), problem.setting("select_topk")
     if topk < 1:
-        selection = results.theirs != inputs.start.float().double()
-        spread = oracle.variance(inputs.start, inputs.others)
+        selection = results.theirs != problem.required_base.float().double()
+        spread = reference.variance(problem)
         rank = int(int((spread != 0).sum()) * topk)
-        expected = oracle.largest(spread, rank) | _at_ranks(spread.double(), (rank,), 1e-5)
+        expected = reference.largest(spread, rank) | _at_ranks(spread.double(), (rank,), 1e-5)
         if bool((selection & ~expected).any()):
             return nothing
         taus = [tau * selection for tau in taus]
     if even != (sum(float(tau.square().mean()) for tau in taus) < _SMALL):
         return nothing
-    answer = oracle.sce(inputs.start, inputs.others, topk, selection, even)
+    answer = reference.fused(problem, taus, even=even)
     return results.units(results.theirs, answer.value) <= LIMIT
 
 
@@ -263,10 +242,9 @@ def _float32_angles(results: Results) -> Tensor:
 
 def _float32_scores(results: Results) -> Tensor:
     """Elements that each program took from one of the models, but not from the same one."""
-    inputs = results.inputs
-    if inputs.method != "arcee_fusion":
+    if results.inputs.method != "arcee_fusion":
         return torch.zeros_like(results.scale, dtype=torch.bool)
-    ends = [tensor.double() for tensor in (inputs.start, *inputs.others)]
+    ends = [tensor.double() for tensor in results.inputs.tensors]
     one, other = ((results.theirs == end) | (results.ours == end) for end in ends)
     found = one & other & (results.ours != results.theirs)
     return found if float(found.double().mean()) <= _SCORES else torch.zeros_like(found)
@@ -278,67 +256,4 @@ DIFFERENCES: dict[str, Callable[[Results], Tensor]] = {
     "small squares": _small_squares,
     "float32 angles": _float32_angles,
     "float32 scores": _float32_scores,
-}
-
-
-# --- right answers --------------------------------------------------------------------------------
-
-
-def _without_drops(inputs: Inputs) -> Answer:
-    """The answer of a random method if it drops nothing."""
-    alike = all(torch.equal(other, inputs.start) for other in inputs.others)
-    if not alike and any(density < 1 for density in inputs.all("density")):
-        raise ValueError("the result of a random choice cannot be predicted")
-    combine = oracle.elect if inputs.method in ("dare_ties", "della") else oracle.add_up
-    taus = oracle.differences(inputs.start, inputs.others)
-    return combine(inputs.start, taus, inputs.all("weight"), *inputs.some("normalize", "lambda"))
-
-
-def _band(inputs: Inputs) -> Answer:
-    weights, densities, gammas = (inputs.all(name) for name in ("weight", "density", "gamma"))
-    settings = inputs.some("normalize", "lambda", "rescale")
-    signs = inputs.method == "breadcrumbs_ties"
-    return oracle.breadcrumbs(
-        inputs.start, inputs.others, weights, densities, gammas, *settings, signs=signs
-    )
-
-
-def _nuslerp(inputs: Inputs) -> Answer:
-    flat, rows = inputs.some("nuslerp_flatten", "nuslerp_row_wise")
-    dim = None if flat else 0 if rows else -1
-    return oracle.nuslerp(inputs.others, inputs.all("weight"), inputs.base, dim)
-
-
-_ANSWERS: dict[str | None, Callable[[Inputs], Answer]] = {
-    None: lambda i: oracle.linear(i.others, [1.0], False),
-    "passthrough": lambda i: oracle.linear(i.others, [i.all("scale")[0] or 1.0], False),
-    "linear": lambda i: oracle.linear(i.others, i.all("weight"), *i.some("normalize")),
-    "slerp": lambda i: oracle.slerp(i.start, i.others[0], *i.some("t")),
-    "nuslerp": _nuslerp,
-    "multislerp": lambda i: oracle.multislerp(
-        i.others, i.all("weight"), i.base, *i.some("normalize_weights")
-    ),
-    "karcher": lambda i: oracle.karcher(i.others, *i.some("max_iter", "tol")),
-    "model_stock": lambda i: oracle.model_stock(i.start, i.others, *i.some("filter_wise")),
-    "task_arithmetic": lambda i: oracle.task_arithmetic(
-        i.start, i.others, i.all("weight"), *i.some("normalize", "lambda")
-    ),
-    "ties": lambda i: oracle.ties(
-        i.start,
-        i.others,
-        i.all("weight"),
-        i.all("density"),
-        *i.some("normalize", "lambda", "rescale"),
-    ),
-    "breadcrumbs": _band,
-    "breadcrumbs_ties": _band,
-    "dare_linear": _without_drops,
-    "dare_ties": _without_drops,
-    "della": _without_drops,
-    "della_linear": _without_drops,
-    "sce": lambda i: oracle.sce(i.start, i.others, *i.some("select_topk")),
-    "ram": lambda i: oracle.ram(i.start, i.others, *i.some("epsilon")),
-    "ramplus_tl": lambda i: oracle.ram(i.start, i.others, *i.some("epsilon", "r", "alpha")),
-    "nearswap": lambda i: oracle.nearswap(i.start, i.others[0], *i.some("t")),
-    "arcee_fusion": lambda i: oracle.arcee_fusion(i.start, i.others[0]),
 }

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 REASONS = ("cancelling weights", "no change", "missing head", "other draws")
 """Names of differences that concern a whole merge or a whole tensor."""
 
+_SEED = 0
+"""The seed of all merges, by default."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -87,23 +90,12 @@ class Models:
 
     def inputs(self, plan: TensorPlan) -> Inputs:
         """The inputs of a merged tensor."""
+        from mergeloom.planners.tensors import tensor_merge
         from scripts.conformance.agreement import Inputs
 
-        method = None if plan.method is None else plan.method.name
-        starts = method is not None and any(item.is_base for item in plan.contributions)
         tensors = [self.tensor(item.model.name, item.tensor) for item in plan.contributions]
-        others = [i for i, item in enumerate(plan.contributions) if not (starts and item.is_base)]
-        base = [i for i in range(len(tensors)) if i not in others]
-        return Inputs(
-            method,
-            tensors[base[0]] if base else None,
-            tuple(tensors[i] for i in others),
-            tuple(
-                {name: found.value for name, found in plan.contributions[i].parameters.items()}
-                for i in others
-            ),
-            {name: found.value for name, found in plan.settings.items()},
-        )
+        method = None if plan.method is None else plan.method.name
+        return Inputs(method, tensor_merge(plan, tuple(tensors[0].shape), _SEED), tensors)
 
 
 def judge(outcome: Outcome, models: Models) -> Verdict:
@@ -150,9 +142,9 @@ def _unlike_errors(outcome: Outcome, models: Models) -> Verdict | None:
     ):
         assert outcome.planned is not None
         for plan in outcome.planned.plan.tensor_plans():
-            inputs = models.inputs(plan)
-            if inputs.base is not None and all(
-                bool((tensor == inputs.base).all()) for tensor in inputs.others
+            problem = models.inputs(plan).problem
+            if problem.base is not None and all(
+                bool((tensor == problem.base).all()) for tensor in problem.others
             ):
                 return Verdict(outcome.case, reason="no change")
     text = f"mergeloom: {ours or 'merged'}; mergekit: {theirs or 'merged'}"

@@ -31,12 +31,13 @@ With `dtype: float32`. *Apart* is the largest distance between the programs, in 
 (2⁻²³ of the sum of magnitudes). Elements more than 4 roundings apart must be explained, so *apart*
 never exceeds 4 in a run that passes. (This limit, and the tolerances for angles and scores, were
 set after a first look at the differences, not before.) *By angles* is the largest distance that
-float32 angles explain. *From float64* is the largest distance of mergeloom from a float64 oracle.
+float32 angles explain. *From float64* is the largest distance of mergeloom from the formula in
+float64.
 *Decided otherwise* counts elements, or cases, by their explanation.
 """,
     "accuracy": """## Accuracy
 
-With `dtype: bfloat16`: distances from the float64 oracle in units in the last place, mean and
+With `dtype: bfloat16`: distances from the float64 reference in units in the last place, mean and
 maximum. Rounding the exact result gives at most 0.5; copying an element gives 0. Equal magnitudes
 and balanced votes are excluded; for results below 2⁻⁸ of the sum of magnitudes, the unit is that
 of the sum. Decisions that differ because mergekit computes in bfloat16 count as its error.

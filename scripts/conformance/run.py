@@ -7,17 +7,17 @@
 ENVIRONMENT is a Python environment with mergekit 0.1.5. There are three comparisons:
 
 - *results*: every case of scripts/conformance/cases.py with ``dtype: float32``. Each tensor of the
-  two programs is compared element by element, and mergeloom's also with a float64 oracle. If they
-  differ by more than a few float32 roundings, one of the differences that docs/methods.md describes
-  must explain it.
+  two programs is compared element by element, and mergeloom's also with the float64 reference
+  (`methods/reference.py`). If they differ by more than a few float32 roundings, one of the
+  differences that docs/methods.md describes must explain it.
 - *accuracy*: the same cases with ``dtype: bfloat16``: the distance of each program from the float64
-  oracle, in units in the last place of bfloat16.
+  reference, in units in the last place of bfloat16.
 - *draws*: random methods. The choices of both programs are compared with the expected statistics:
   shares of kept elements (by rank for della), sizes, first and second moments.
 
 Checkpoints and merges are generated anew in each run; mergekit merges all cases of a family in one
 process. The exit status is 1 if a difference is not explained, if mergeloom differs from the
-oracle, or if the random choices deviate too far.
+reference, or if the random choices deviate too far.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ import mergeloom
 from mergeloom.engine.base.errors import BudgetError, RunError
 from mergeloom.methods import registry
 from mergeloom.methods.declare import Base
+from mergeloom.methods.reference import evaluate
 from scripts.bench.configurations import configuration
-from scripts.conformance import oracle
 from tests.mergeloom.support import method_as_json
-from tests.methods.support import assert_close, kernel_of, run
+from tests.methods.support import assert_close, kernel_of, run, tensor_merge
 from tests.planners.support import load_tensors, write_checkpoint
 
 METHODS = [name for name in registry.names() if name != "passthrough"]
@@ -80,13 +80,11 @@ def test_a_tensor_that_one_model_lacks_is_merged_from_the_others(
 ) -> None:
     mergeloom.merge(config_of(method, models), tmp_path / "out", **UNEQUAL)
     name = f"{LAYER}.optional.weight"
-    base, two, three = (load_tensors(models / model)[name] for model in ("base", "two", "three"))
-    if method == "ties":
-        answer = oracle.ties(base, (two, three), [0.4, 0.4], [0.5, 0.5])
-    else:
-        answer = oracle.task_arithmetic(base, (two, three), [0.4, 0.4])
-    result = load_tensors(tmp_path / "out")[name]
-    assert_close(result, answer.value, answer.scale, either=answer.either)
+    inputs = [load_tensors(models / model)[name] for model in ("base", "two", "three")]
+    each = {"weight": 0.4} | ({"density": 0.5} if method == "ties" else {})
+    answer = evaluate(method, tensor_merge(method, inputs[0].shape, [{}, each, each], 0), inputs)
+    assert answer is not None
+    assert_close(load_tensors(tmp_path / "out")[name], answer)
 
 
 @pytest.mark.parametrize("rescale", [False, True])

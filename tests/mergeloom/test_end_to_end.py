@@ -19,10 +19,10 @@ from mergeloom.engine.hardware import process as machine
 from mergeloom.engine.hardware.process import resident_bytes
 from mergeloom.engine.hardware.spec import Machine
 from mergeloom.methods import registry
+from mergeloom.methods.reference import evaluate
 from scripts.bench.configurations import configuration
-from scripts.conformance import oracle
 from tests.mergeloom.support import method_as_json
-from tests.methods.support import assert_close
+from tests.methods.support import assert_close, tensor_merge
 from tests.planners.support import load_tensors, write_checkpoint
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -99,12 +99,13 @@ def test_budgets_and_threads_change_no_byte(method: str, models: Path, tmp_path:
         assert digests(out) == digests(tmp_path / "free")
 
 
-ORACLES: dict[str, Any] = {
-    "linear": lambda b, m: oracle.linear(m[:2], [0.4, 0.4]),
-    "slerp": lambda b, m: oracle.slerp(m[0], m[1], 0.5),
-    "task_arithmetic": lambda b, m: oracle.task_arithmetic(b, m, [0.4] * 3),
-    "ties": lambda b, m: oracle.ties(b, m, [0.4] * 3, [0.5] * 3),
+MERGED: dict[str, tuple[tuple[str, ...], dict[str, float], int | None, dict[str, float]]] = {
+    "linear": (("one", "two"), {"weight": 0.4}, None, {}),
+    "slerp": (("one", "two"), {}, 0, {"t": 0.5}),
+    "task_arithmetic": (("base", "one", "two", "three"), {"weight": 0.4}, 0, {}),
+    "ties": (("base", "one", "two", "three"), {"weight": 0.4, "density": 0.5}, 0, {}),
 }
+"""The inputs of each method, their parameters, the position of the base, settings."""
 
 
 @pytest.mark.parametrize(
@@ -121,17 +122,17 @@ def test_results_agree_with_the_published_formula(
 ) -> None:
     config = {**config_of(method, models), "dtype": dtype}
     mergeloom.merge(config, tmp_path / "out", ram=448 * MIB, threads=2)
-    inputs = {name: load_tensors(models / name) for name in DTYPES}
+    names, each, base, settings = MERGED[method]
+    inputs = [load_tensors(models / name) for name in names]
     merged = load_tensors(tmp_path / "out")
     assert merged.keys() == SHAPES.keys()
     for name, shape in SHAPES.items():
         assert merged[name].dtype == getattr(torch, dtype)
         assert merged[name].shape == shape
-        others = [inputs[model][name] for model in ("one", "two", "three")]
-        answer = ORACLES[method](inputs["base"][name], others)
-        assert_close(
-            merged[name].float(), answer.value, answer.scale, merged[name].dtype, answer.either
-        )
+        merge = tensor_merge(method, shape, [each] * len(names), base, **settings)
+        answer = evaluate(method, merge, [tensors[name] for tensors in inputs])
+        assert answer is not None
+        assert_close(merged[name], answer)
 
 
 def test_copies_are_byte_for_byte(models: Path, tmp_path: Path) -> None:

@@ -21,9 +21,7 @@ from mergeloom.methods.declare import REQUIRED, Method, TensorMerge
 from mergeloom.methods.ops.arithmetic import COMPILED, FUNCTIONS, LIBRARY
 from mergeloom.methods.ops.compiled_ops import CompiledOps
 from mergeloom.methods.ops.torch_ops import TorchOps
-
-NOISE = 2.0**-21
-"""Relative rounding of a short chain of float32 operations."""
+from mergeloom.methods.reference import ReferenceResult, evaluate, mismatches
 
 
 @dataclass(frozen=True)
@@ -259,32 +257,29 @@ def check_walks(kernel: Kernel, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     return results[0]
 
 
-def assert_close(
-    result: torch.Tensor,
-    expected: torch.Tensor,
-    scale: torch.Tensor,
-    dtype: torch.dtype = torch.float32,
-    either: torch.Tensor | None = None,
-) -> None:
-    """``result``, rounded to ``dtype``, is ``expected`` (float64) within half an ulp and noise.
+def check_formula(
+    method: str,
+    inputs: Sequence[torch.Tensor],
+    models: Sequence[Mapping[str, Any]],
+    base: int | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """The result of a method on ``inputs``, having checked that it is that of the formula, rounded
+    to the dtype of the first, however it is walked; ``options`` as of `tensor_merge`."""
+    merge = tensor_merge(method, inputs[0].shape, models, base, **options)
+    result = check_walks(registry.get(method).kernel(merge), inputs)
+    answer = evaluate(method, merge, inputs)
+    assert answer is not None
+    assert_close(result.to(inputs[0].dtype), answer)
+    return result
 
-    ``scale`` bounds the magnitudes that were added up. ``either`` marks elements that are not
-    looked at: a decision there depends on the last bit.
-    """
-    rounded = result.to(dtype).to(torch.float64)
-    noise = scale * NOISE + 1e-42  # products of float32 underflow there
-    wrong = (rounded - expected).abs() > noise
-    if dtype is not torch.float32:
-        info = torch.finfo(dtype)
-        exponent = torch.floor(torch.log2((expected.abs() + noise).clamp_min(info.tiny)))
-        tolerance = noise + torch.exp2(exponent) * info.eps * 0.5000001
-        wrong = (rounded - expected).abs() > tolerance
-        wrong &= expected.abs() + noise < info.max  # otherwise it may overflow
-    wrong |= torch.isnan(rounded) != torch.isnan(expected)
-    if either is not None:
-        wrong &= ~either
+
+def assert_close(result: torch.Tensor, answer: ReferenceResult) -> None:
+    """``result`` is ``answer``, rounded to its dtype, but for noise."""
+    wrong = mismatches(result, answer)
     assert not bool(wrong.any()), (
-        f"{int(wrong.sum())} of {wrong.numel()} differ: {rounded[wrong][:5]} {expected[wrong][:5]}"
+        f"{int(wrong.sum())} of {wrong.numel()} differ: {result[wrong][:5]} "
+        f"{answer.value[wrong][:5]}"
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mergeloom.methods.declare import ParameterError
 from mergeloom.methods.kernels.keep_by_magnitude import TopMagnitude
 from mergeloom.methods.kernels.task_vectors import TaskVectors
-from scripts.conformance import oracle
+from mergeloom.methods.reference import ReferenceResult, largest
 from tests.methods.drawing import (
     Family,
     densities,
@@ -23,7 +23,15 @@ from tests.methods.drawing import (
     some,
     weights,
 )
-from tests.methods.support import Walk, assert_close, check_walks, compiled_ops, kernel_of, run
+from tests.methods.support import (
+    Walk,
+    assert_close,
+    check_formula,
+    check_walks,
+    compiled_ops,
+    kernel_of,
+    run,
+)
 
 SHAPE = (40, 11)
 SPARSE = (
@@ -45,9 +53,7 @@ def test_task_arithmetic_agrees_with_the_formula(
     chosen = some(data.draw, positive if normalize else weights, len(models.others))
     parameters = [{}, *({"weight": weight} for weight in chosen)]
     settings = {"normalize": normalize, "lambda": lam}
-    kernel = kernel_of("task_arithmetic", models.base.shape, parameters, base=0, **settings)
-    answer = oracle.task_arithmetic(models.base, models.others, chosen, normalize, lam)
-    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, models.base.dtype)
+    check_formula("task_arithmetic", models.all, parameters, 0, **settings)
 
 
 @given(st.data(), families(), st.booleans(), st.booleans(), st.floats(-2, 2))
@@ -61,10 +67,7 @@ def test_ties_agrees_with_the_formula(
         *({"weight": weight, "density": d} for weight, d in zip(chosen, dense, strict=True)),
     ]
     settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
-    kernel = kernel_of("ties", models.base.shape, parameters, base=0, **settings)
-    answer = oracle.ties(models.base, models.others, chosen, dense, normalize, lam, rescale)
-    result = check_walks(kernel, models.all)
-    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+    check_formula("ties", models.all, parameters, 0, **settings)
 
 
 @pytest.mark.parametrize("signs", [False, True])
@@ -82,15 +85,7 @@ def test_dare_agrees_with_the_formula(
     settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
     method = "dare_ties" if signs else "dare_linear"
     name = data.draw(st.sampled_from(("model.norm.weight", "ä")))
-    kernel = kernel_of(
-        method, models.base.shape, parameters, base=0, seed=seed, tensor=name, **settings
-    )
-    answer = oracle.dare(
-        models.base, models.others, chosen, dense, normalize, lam, rescale,
-        signs=signs, seed=seed, tensor=name,
-    )  # fmt: skip
-    result = check_walks(kernel, models.all)
-    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+    check_formula(method, models.all, parameters, 0, seed=seed, tensor=name, **settings)
 
 
 @pytest.mark.parametrize("signs", [False, True])
@@ -114,12 +109,7 @@ def test_breadcrumbs_agrees_with_the_formula(
     lam = data.draw(st.floats(-2, 2))
     settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
     method = "breadcrumbs_ties" if signs else "breadcrumbs"
-    kernel = kernel_of(method, models.base.shape, parameters, base=0, **settings)
-    answer = oracle.breadcrumbs(
-        models.base, models.others, chosen, dense, gammas, normalize, lam, rescale, signs=signs
-    )
-    result = check_walks(kernel, models.all)
-    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+    check_formula(method, models.all, parameters, 0, **settings)
 
 
 @pytest.mark.parametrize("signs", [False, True])
@@ -142,13 +132,7 @@ def test_della_agrees_with_the_formula(
     lam = data.draw(st.floats(-2, 2))
     settings = {"normalize": normalize, "rescale": rescale, "lambda": lam}
     method = "della" if signs else "della_linear"
-    kernel = kernel_of(method, models.base.shape, parameters, base=0, seed=seed, **settings)
-    answer = oracle.della(
-        models.base, models.others, chosen, dense, epsilons, normalize, lam, rescale,
-        signs=signs, seed=seed, tensor="layers.0.weight",
-    )  # fmt: skip
-    result = check_walks(kernel, models.all)
-    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+    check_formula(method, models.all, parameters, 0, seed=seed, **settings)
 
 
 @settings(max_examples=30)
@@ -159,12 +143,7 @@ def test_della_of_long_rows(
     """Long rows are counted before they are sorted."""
     models = family((rows, row), 1, seed % (1 << 30), dtype, kind)
     parameters = [{}, {"weight": 1.0, "density": 0.45, "epsilon": epsilon}]
-    kernel = kernel_of("della_linear", (rows, row), parameters, base=0, seed=seed)
-    answer = oracle.della(
-        models.base, models.others, [1.0], [0.45], [epsilon], False,
-        signs=False, seed=seed, tensor="layers.0.weight",
-    )  # fmt: skip
-    assert_close(check_walks(kernel, models.all), answer.value, answer.scale, dtype)
+    check_formula("della_linear", models.all, parameters, 0, seed=seed)
 
 
 @pytest.mark.parametrize("method", ["della", "della_linear"])
@@ -203,10 +182,7 @@ def test_della_keeps_each_rank_with_its_probability(coarse: bool) -> None:
 @given(families(), shares)
 def test_sce_agrees_with_the_formula(models: Family, select_topk: float) -> None:
     parameters = [{}] * len(models.all)
-    kernel = kernel_of("sce", models.base.shape, parameters, base=0, select_topk=select_topk)
-    answer = oracle.sce(models.base, models.others, select_topk)
-    result = check_walks(kernel, models.all)
-    assert_close(result, answer.value, answer.scale, models.base.dtype, answer.either)
+    check_formula("sce", models.all, parameters, 0, select_topk=select_topk)
 
 
 def test_sce_selects_the_first_of_equal_variances() -> None:
@@ -214,10 +190,8 @@ def test_sce_selects_the_first_of_equal_variances() -> None:
     base = torch.zeros(1000)
     others = [torch.full((1000,), 3.0), torch.arange(1000) % 2 * 2.0 + 2.0]
     for keep in (1, 64, 500, 777):
-        kernel = kernel_of("sce", (1000,), [{}] * 3, base=0, select_topk=(keep + 0.5) / 1000)
-        result = check_walks(kernel, [base, *others])
-        answer = oracle.sce(base, others, (keep + 0.5) / 1000)
-        assert_close(result, answer.value, answer.scale)
+        share = (keep + 0.5) / 1000
+        result = check_formula("sce", [base, *others], [{}] * 3, 0, select_topk=share)
         assert not result[keep:].any()
         assert result[:keep].all()
 
@@ -278,7 +252,7 @@ def test_exactly_k_elements_are_kept() -> None:
         parameters = [{}, {"weight": 1.0, "density": (keep + 0.5) / 400}]
         kernel = kernel_of("ties", (400,), parameters, base=0)
         result = check_walks(kernel, [torch.zeros(400), other])
-        assert torch.equal(result, other * oracle.largest(other, keep))
+        assert torch.equal(result, other * largest(other, keep))
 
 
 @pytest.mark.parametrize("method", [*FAMILY, "sce"])
@@ -365,4 +339,5 @@ def test_small_tensors_keep_the_elements_of_the_same_ranks(
     assert torch.equal(result.view(torch.int32), run(kernel, models.all).view(torch.int32))
     if broken is None:
         scale = sum(other.double().abs() for other in models.all)
-        assert_close(result, models.base.double() + expected, scale + len(dense) * scale)
+        summed = torch.as_tensor(scale * (1 + len(dense)))
+        assert_close(result, ReferenceResult(models.base.double() + expected, summed))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mergeloom.methods.ops import draws as random
-from scripts.conformance import oracle
+from mergeloom.methods.reference import drawn
 from tests.methods.support import Walk, kernel_of, run
 
 COUNT = 1 << 18
@@ -27,7 +27,7 @@ def uniform(seed: int = 0, tensor: str = "a", number: int = 0, count: int = COUN
 
 def test_random_numbers_follow_the_definition() -> None:
     numbers = draw(random.key_of(7, "model.norm.weight", 2), 0, 3000).double() / 2**32 + 0.5
-    assert torch.equal(numbers, oracle.drawn(7, "model.norm.weight", 2, (3000,)))
+    assert torch.equal(numbers, drawn(7, "model.norm.weight", 2, (3000,)))
 
 
 @pytest.mark.parametrize("start", [0, (1 << 31) - 100, (1 << 32) - 700, (1 << 40) - 1])

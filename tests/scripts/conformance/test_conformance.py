@@ -5,31 +5,39 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mergeloom.methods import registry
 from scripts.conformance.agreement import DIFFERENCES, Inputs, Results, compare
 from scripts.conformance.cases import cases
 from scripts.conformance.judge import REASONS
-from tests.methods.support import kernel_of, run
+from tests.methods.support import run, tensor_merge
 
 ROOT = Path(__file__).resolve().parents[3]
 SHAPE = (40, 11)
 WEIGHT = {"weight": 1.0, "density": 0.5}
 
 
+def inputs_of(
+    method: str,
+    tensors: Sequence[torch.Tensor],
+    models: Sequence[Mapping[str, Any]],
+    **settings: Any,
+) -> Inputs:
+    """Inputs of which the first is the base."""
+    merge = tensor_merge(method, tensors[0].shape, [{}, *models], 0, **settings)
+    return Inputs(method, merge, tensors)
+
+
 def merged(inputs: Inputs) -> torch.Tensor:
     """What mergeloom makes of them."""
     assert inputs.method is not None
-    base = None if inputs.base is None else 0
-    models: list[Mapping[str, Any]] = [*([] if base is None else [{}]), *inputs.each]
-    kernel = kernel_of(inputs.method, inputs.others[0].shape, models, base, **inputs.settings)
-    tensors = [*([] if inputs.base is None else [inputs.base]), *inputs.others]
-    return run(kernel, tensors).clone()
+    return run(registry.get(inputs.method).kernel(inputs.merge), inputs.tensors).clone()
 
 
 def normal(seed: int) -> torch.Tensor:
@@ -37,8 +45,7 @@ def normal(seed: int) -> torch.Tensor:
 
 
 def ties(others: tuple[torch.Tensor, ...], base: torch.Tensor) -> Inputs:
-    settings = {"normalize": True, "lambda": 1.0, "rescale": False}
-    return Inputs("ties", base, others, (WEIGHT,) * len(others), settings)
+    return inputs_of("ties", (base, *others), (WEIGHT,) * len(others))
 
 
 def test_equal_results_agree() -> None:
@@ -77,7 +84,7 @@ def test_votes_that_balance_may_be_decided_otherwise() -> None:
     base = torch.zeros(3)
     others = (torch.tensor([1.0, 1.0, 2.0]), torch.tensor([-1.0, 1.0, -1.0]))
     each = ({"weight": 1.0, "density": 1.0},) * 2
-    inputs = Inputs("ties", base, others, each, ties(others, base).settings)
+    inputs = inputs_of("ties", (base, *others), each)
     ours = merged(inputs)
     assert ours.tolist() == [1.0, 1.0, 2.0]
     found = compare(Results.of(inputs, ours, torch.tensor([-1.0, 1.0, 2.0])))
@@ -87,7 +94,7 @@ def test_votes_that_balance_may_be_decided_otherwise() -> None:
 
 
 def test_angles_may_be_a_little_off_and_no_more() -> None:
-    inputs = Inputs("slerp", normal(0), (normal(1),), ({},), {"t": 0.3})
+    inputs = inputs_of("slerp", (normal(0), normal(1)), ({},), t=0.3)
     ours = merged(inputs)
     found = compare(Results.of(inputs, ours, ours * (1 + 1e-4)))
     assert found.sound
@@ -97,10 +104,10 @@ def test_angles_may_be_a_little_off_and_no_more() -> None:
 
 
 def test_scores_choose_between_the_two_models_only() -> None:
-    inputs = Inputs("arcee_fusion", normal(0), (normal(0) + 0.1 * normal(1),), ({},))
+    inputs = inputs_of("arcee_fusion", (normal(0), normal(0) + 0.1 * normal(1)), ({},))
     ours = merged(inputs)
     theirs = ours.clone()
-    theirs[5] = inputs.others[0][5]
+    theirs[5] = inputs.tensors[1][5]
     found = compare(Results.of(inputs, ours, theirs))
     assert found.sound
     assert set(found.explained) == {"float32 scores"}
