@@ -12,7 +12,8 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.methods.adapters.combinations import Combination, Combined
-from mergeloom.planners.models.adapter import Adapter, LowRankProduct, ModuleChange
+from mergeloom.planners.models.adapter import Adapter
+from mergeloom.planners.models.module_changes import LowRankProduct, ModuleChange
 from mergeloom.planners.models.sameness import equal_bytes
 
 PREFIX = "base_model.model."
@@ -91,11 +92,11 @@ def adapted_modules(adapters: Sequence[Adapter], kind: Combination) -> list[Adap
     """
     found: dict[str, list[Factors]] = {}
     for position, adapter in enumerate(adapters):
-        kind_of_adapter = str(adapter.checkpoint.config.get("peft_type"))
-        if kind_of_adapter != "LORA":
+        peft_type = adapter.checkpoint.config.get("peft_type")
+        if peft_type != "LORA":
             raise CheckpointError(
-                f"'{adapter.name}' is an adapter of the kind {kind_of_adapter}, which replaces "
-                "weights and cannot be combined",
+                f"'{adapter.name}' is an adapter of the kind {peft_type or 'MLX'}, and only LoRA "
+                "of peft can be combined",
                 remedy=f"merge it into its model, as MODEL+{adapter.name}",
             )
         if adapter.of_parameters:

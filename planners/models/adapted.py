@@ -25,9 +25,11 @@ from mergeloom.planners.models.adapted_parameters import (
     experts_of,
     parameter_changes,
 )
-from mergeloom.planners.models.adapter import Adapter, LowRankProduct, ModuleChange, ReplacedRows
+from mergeloom.planners.models.adapter import Adapter
 from mergeloom.planners.models.architecture import Architecture, infer_architecture
 from mergeloom.planners.models.model import Model, TensorLocation
+from mergeloom.planners.models.module_changes import LowRankProduct, ModuleChange, ReplacedRows
+from mergeloom.planners.models.peft_settings import WITH_PEFT
 from mergeloom.planners.models.rows import stored_rows
 from mergeloom.planners.models.tied_heads import head_module, untied_tensors
 from mergeloom.planners.models.token_weights import Head, TokenWeights
@@ -201,8 +203,7 @@ def _names(name: str, base: Model, adapter: Adapter, modules: set[str]) -> dict[
         made_for = f", '{adapter.base}'" if adapter.base else ""
         raise CheckpointError(
             f"'{name}': the adapter changes modules that the model does not have: {shown}{more}",
-            remedy=f"give the model that it was made for{made_for}, saved by the class it was "
-            "trained with",
+            remedy=f"give the model that it was made for{made_for}; if it is that, {WITH_PEFT}",
         )
     return found
 

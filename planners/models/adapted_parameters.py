@@ -22,8 +22,9 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.methods.inputs.transpose import Transpose
-from mergeloom.planners.models.adapter import Adapter, FactorPair
+from mergeloom.planners.models.adapter import Adapter
 from mergeloom.planners.models.model import Model
+from mergeloom.planners.models.module_changes import FactorPair
 from mergeloom.planners.models.peft_settings import WITH_PEFT
 
 Shape = tuple[int, ...]

@@ -1,7 +1,8 @@
-"""Adapters saved by PEFT: the change that each tensor makes to a module of a model.
+"""Adapters saved by PEFT, or MLX: the change that each tensor makes to a module of a model.
 
 An adapter directory contains ``adapter_config.json`` and ``adapter_model.safetensors`` (or the
-older ``adapter_model.bin``). Its tensors are named ``base_model.model.MODULE.PART``, where PART is:
+older ``adapter_model.bin``; for those of MLX see `mergeloom.planners.models.mlx_adapter`). Its
+tensors are named ``base_model.model.MODULE.PART``, where PART is:
 
     lora_A, lora_B                       W + s·B·A          (Hu et al. 2021, arXiv:2106.09685)
     lora_embedding_A, lora_embedding_B   the same for an embedding, both of them transposed
@@ -32,11 +33,18 @@ from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
 from mergeloom.engine.storage.folder import Folder
 from mergeloom.planners.models.checkpoint import Checkpoint, open_files
+from mergeloom.planners.models.mlx_adapter import is_of_mlx, mlx_changes
+from mergeloom.planners.models.module_changes import (
+    FactorPair,
+    LowRankProduct,
+    ModuleChange,
+    ReplacedRows,
+)
 from mergeloom.planners.models.peft_settings import WITH_PEFT, check_kind, unknown_settings
 from mergeloom.planners.models.small_files import read_object
 
 CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 _DIFFUSERS = "pytorch_lora_weights.safetensors"
 _PREFIX = "base_model.model."
@@ -57,53 +65,6 @@ _WRAPPER_PARTS = re.compile(
 _KOHYA = re.compile(r"^lora_|\.lora_(down|up)\.")
 _NOT_MERGED = re.compile(r"\.lora_(velora|monteclora)_")
 """Tensors of training only, which peft does not merge either (VeLoRA, MonteCLoRA)."""
-
-
-@dataclass(frozen=True)
-class LowRankProduct:
-    """``scale``·up·down for a weight (out, in); ``down`` is (rank, in), ``up`` is (out, rank).
-
-    ``weight_transposed`` says that the model stores the weight as (in, out), as for embeddings and
-    GPT-2's linear layers. ``lengths`` (out) are the row lengths of DoRA. ``scale`` · ``bias`` (out)
-    is added to the bias.
-    """
-
-    down: StoredTensor
-    up: StoredTensor
-    scale: float
-    weight_transposed: bool
-    lengths: StoredTensor | None
-    bias: StoredTensor | None
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
-
-
-@dataclass(frozen=True)
-class ReplacedRows:
-    """``rows`` that replace the rows ``indices`` of a weight."""
-
-    rows: StoredTensor
-    indices: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ModuleChange:
-    """The change of one module; ``replaced`` are tensors that replace the module's own, by the last
-    part of their names."""
-
-    product: LowRankProduct | None
-    rows: ReplacedRows | None
-    replaced: Mapping[str, StoredTensor]
-
-
-@dataclass(frozen=True)
-class FactorPair:
-    """The stored factors A and B of one parameter of a module."""
-
-    down: StoredTensor
-    up: StoredTensor
 
 
 @dataclass(frozen=True)
@@ -136,7 +97,8 @@ class Adapter:
     @property
     def notes(self) -> Iterator[str]:
         """What of its configuration was not understood."""
-        for key in unknown_settings(self.checkpoint.config):
+        known = is_of_mlx(self.checkpoint.config)
+        for key in [] if known else unknown_settings(self.checkpoint.config):
             yield (
                 f"'{self.name}' has the setting '{key}', which is not known and has no effect on "
                 "the merge"
@@ -175,15 +137,20 @@ def open_adapter(name: str, folder: Folder) -> Adapter:
             remedy = "merge it with diffusers (fuse_lora, save_pretrained) first"
         raise CheckpointError(f"'{directory}' has no {CONFIG}: {what}", remedy=remedy)
     config = read_object(folder, CONFIG)
-    check_kind(directory, config)
+    of_mlx = is_of_mlx(config)
+    if not of_mlx:
+        check_kind(directory, config)
     weights = _weights_file(folder)
     if weights is None:
         raise CheckpointError(f"'{directory}' has no {WEIGHTS[0]}", remedy=COPY_AGAIN)
     checkpoint = open_files(folder, config, {weights: set()})
-    changes, of_parameters = _changes(checkpoint)
+    changes, of_parameters = (mlx_changes(checkpoint), {}) if of_mlx else _changes(checkpoint)
     base, revision = (
         value if isinstance(value, str) and value else None
-        for value in (config.get("base_model_name_or_path"), config.get("revision"))
+        for value in (
+            config.get("model" if of_mlx else "base_model_name_or_path"),
+            config.get("revision"),
+        )
     )
     return Adapter(name, checkpoint, base, revision, changes, of_parameters)
 

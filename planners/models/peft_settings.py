@@ -62,11 +62,6 @@ def check_kind(directory: str, config: Mapping[str, Any]) -> None:
         CheckpointError: it cannot, for any of the reasons above.
     """
     kind = config.get("peft_type")
-    if kind is None and {"fine_tune_type", "lora_parameters"} & config.keys():
-        raise CheckpointError(
-            f"'{directory}' is an adapter of MLX, and only those of peft can be merged",
-            remedy="merge it into its model with mlx_lm.fuse first",
-        )
     if not isinstance(kind, str) or not kind.isprintable():
         raise CheckpointError(
             f"'{directory}' is an adapter of an unknown kind: its configuration has no 'peft_type'",

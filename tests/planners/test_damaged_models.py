@@ -90,7 +90,8 @@ CASES: dict[str, Case] = {
         ADAPTED,
         "'a+adapter': the adapter changes modules that the model does not have: "
         "'model.layers.9.self_attn.q_proj'",
-        "give the model that it was made for, saved by the class it was trained with",
+        "give the model that it was made for; if it is that, merge it into its model with peft "
+        "(merge_and_unload) first",
     ),
     "adapter with a bias": (
         lambda folder: adapter(folder, {**LORA, "lora_B.bias": (8,)}, lora_bias=True),
@@ -102,7 +103,8 @@ CASES: dict[str, Case] = {
         lambda folder: adapter(folder, {"weight": (8, 8)}, "score", modules_to_save=["score"]),
         ADAPTED,
         "'a+adapter': the adapter changes modules that the model does not have: 'score'",
-        "give the model that it was made for, saved by the class it was trained with",
+        "give the model that it was made for; if it is that, merge it into its model with peft "
+        "(merge_and_unload) first",
     ),
     "rows of other width": (
         lambda folder: token_rows(folder, [0, 1], width=4),

@@ -258,11 +258,6 @@ def test_settings_that_are_not_known_are_warned_of(tmp_path: Path) -> None:
 
 
 OTHER_PROGRAMS: dict[str, tuple[dict[str, Any] | None, str, str, str]] = {
-    "MLX": (
-        {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 8, "scale": 20.0}},
-        *("adapters.safetensors", "model.layers.0.self_attn.q_proj.lora_a"),
-        "is an adapter of MLX, .*: merge it into its model with mlx_lm.fuse first",
-    ),
     "diffusers": (
         *(None, "pytorch_lora_weights.safetensors", "unet.up.lora_A.weight"),
         "a LoRA of a diffusers pipeline .*: merge it with diffusers",
