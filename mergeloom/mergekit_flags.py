@@ -21,8 +21,11 @@ _SHARD_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**
 Flag = bool | None
 
 _MERGE = "'mergeloom merge CONFIG OUT'"
+_STAGES = f"{_MERGE} takes several documents, whose names are stages"
 MERGEKIT_COMMANDS = {
-    "mergekit-multi": f"{_MERGE} takes several documents, whose names are stages",
+    "mergekit": f"'mergeloom mergekit-yaml' takes its arguments, {_MERGE} is the same here",
+    "mergekit-multi": _STAGES,
+    "mergekit-mega": _STAGES,
     "mergekit-moe": f"mixtures of experts are not made here; {_MERGE} merges dense models",
     "mergekit-extract-lora": "adapters are not extracted here",
     "mergekit-tokensurgeon": "'mergeloom transplant MODEL DONOR OUT' does it",

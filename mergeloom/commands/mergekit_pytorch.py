@@ -3,11 +3,12 @@ arguments."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from mergeloom.command_line import Option
 from mergeloom.commands.mergekit_yaml import run_as_mergekit
-from mergeloom.engine.base.errors import LoomError
+from mergeloom.engine.base.errors import Finding, LoomError
 from mergeloom.mergekit_flags import MergekitFlags
 from mergeloom.options import (
     Config,
@@ -45,4 +46,17 @@ def mergekit_pytorch(
         )
     tensors = "union" if union else "intersection" if intersection else "same"
     output_options = OutputOptions(settings=[f"tensors={tensors}"])
-    run_as_mergekit(config, output, flags, search, device, ram, quiet, output_options)
+    try:
+        run_as_mergekit(config, output, flags, search, device, ram, quiet, output_options)
+    except LoomError as error:
+        error.reword(_with_flags)
+        raise
+
+
+def _with_flags(finding: Finding) -> Finding:
+    """A finding whose remedy is a flag of this command, which the user gives in place of a key."""
+    if finding.code != "missing-tensors":
+        return finding
+    return replace(
+        finding, remedy="-u merges each from the inputs that have it, -i leaves them out"
+    )

@@ -84,6 +84,20 @@ class RowOptions:
         ),
     ] = False
 
+    byte_match: Annotated[
+        str | None,
+        Option(
+            "--byte-match",
+            "-bm",
+            metavar="no|embed|lm_head|yes",
+            help="No effect: tokens that stand for the same bytes always match.",
+        ),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        Option(metavar="N", help="No effect: --ram limits memory."),
+    ] = None
+
     def settings(self, seed: int) -> dict[str, Any]:
         """The same as a configuration's ``transplant``, with what the method uses."""
         settings: dict[str, Any] = {"method": self.method, "prefix": self.prefix}
@@ -144,6 +158,10 @@ def transplant(
     if dtype is not None:
         configuration["dtype"] = dtype
     printer = Printer(as_json, quiet)
+    if rows.byte_match is not None:
+        printer.note("--byte-match: no effect: tokens that stand for the same bytes always match")
+    if rows.batch_size is not None:
+        printer.note("--batch-size: no effect: --ram bounds the memory")
     try:
         planned = api.plan(
             configuration,

@@ -36,6 +36,8 @@ class StateDictDocument(MergeDocument):
 
     planner: ClassVar[str] = KEY
     tensors: TensorSelection
+    asks_for_weights: bool
+    """Whether the document itself says that weights are merged without their models."""
 
 
 def read_state_dict_document(value: Value, findings: Findings) -> StateDictDocument | None:
@@ -67,7 +69,7 @@ def read_state_dict_document(value: Value, findings: Findings) -> StateDictDocum
                         "write one number, or filters",
                     )
     given = {each.name: getattr(document, each.name) for each in fields(MergeDocument)}
-    return StateDictDocument(**given, tensors=tensors)
+    return StateDictDocument(**given, tensors=tensors, asks_for_weights=KEY in keys)
 
 
 def _tensor_selection(value: Value) -> TensorSelection:

@@ -182,9 +182,7 @@ def _open_input(
         raise error.at(place) from error
     if not isinstance(model, StoredModel):
         return
-    folder = model.checkpoint.folder
-    inside = folder.parent if isinstance(folder, LocalFile) else None
-    if inside is not None and folder.has(SAFETENSORS.single) and inside.has("config.json"):
+    if not document.asks_for_weights and _is_part_of_model(model.checkpoint.folder):
         findings.warn(
             place,
             f"'{model.name}' is merged as weights alone: the output has no config.json and no "
@@ -200,6 +198,13 @@ def _open_input(
             f"'{model.name}' has '{files[0]}'{more} beside its weights, which is not read",
             code="passed-over",
         )
+
+
+def _is_part_of_model(folder: Folder) -> bool:
+    """Whether the weights are a file in the directory of a model."""
+    if not isinstance(folder, LocalFile):
+        return False
+    return folder.has(SAFETENSORS.single) and folder.parent.has("config.json")
 
 
 def _check_pipelines(

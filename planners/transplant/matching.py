@@ -26,7 +26,8 @@ class Matches:
     """Rows of the model by the donor's tokens.
 
     ``spelled`` are tokens with the same spelling, ``bytes`` those for the same bytes, ``roles``
-    special tokens with the same role, ``prefixes`` those with the row of their longest prefix.
+    special tokens with the same role, ``prefixes`` those with the row of their longest prefix,
+    which is not only white space before a word.
     """
 
     spelled: Mapping[str, int]
@@ -65,7 +66,9 @@ def match_tokens(model: Tokenizer, donor: Tokenizer, rows: int, prefixes: bool) 
             whole = donor.text_of(token)
             if token in roles or token in donor.added or whole is None:
                 continue
-            lengths = range(len(whole) - 1, 0, -1)
+            # A space says nothing about the word after it.
+            shortest = len(whole) - len(whole.lstrip()) if whole.strip() else 0
+            lengths = range(len(whole) - 1, shortest, -1)
             found = next((own[whole[:n]] for n in lengths if whole[:n] in own), None)
             if found is not None:
                 longest[token] = found

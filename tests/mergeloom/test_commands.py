@@ -418,6 +418,29 @@ def test_transplant_gives_a_model_the_tokenizer_of_another(tmp_path: Path) -> No
     assert mergeloom.verify(out).sound
 
 
+def test_flags_of_mergekit_tokensurgeon_without_effect_are_said_to_have_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LoomError, match="is neither a directory nor a hub id"):
+        app(
+            [
+                "transplant",
+                "../a",
+                "../b",
+                str(tmp_path / "out"),
+                "-bm",
+                "yes",
+                "--batch-size",
+                "8",
+            ],
+            "mergeloom",
+            standalone_mode=False,
+        )
+    said = capsys.readouterr().err
+    assert "--byte-match: no effect: tokens that stand for the same bytes always match" in said
+    assert "--batch-size: no effect: --ram bounds the memory" in said
+
+
 def test_messages_of_transplant_name_no_place_in_a_configuration(tmp_path: Path) -> None:
     llamas(tmp_path, "a")
     with pytest.raises(LoomError, match="is neither a directory nor a hub id") as caught:

@@ -167,7 +167,21 @@ def test_flags_of_mergekit_pytorch_are_accepted(tmp_path: Path) -> None:
     found = run("mergekit-pytorch", config, tmp_path / "none")
     assert found.returncode == 2
     assert "not in every input: 'fc.bias' is not in" in found.stderr
+    assert "-u merges each from the inputs that have it, -i leaves them out" in found.stderr
     assert "cannot be combined" in run("mergekit-pytorch", config, "none", "-u", "-i").stderr
+
+
+def test_weights_in_the_folder_of_a_model_are_warned_about_unless_the_document_asks_for_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "one").mkdir()
+    network(tmp_path / "one" / "model.safetensors", 0)
+    (tmp_path / "one" / "config.json").write_text("{}")
+    network(tmp_path / "other.safetensors", 1)
+    config = weighted(tmp_path / "one" / "model.safetensors", tmp_path / "other.safetensors")
+    for settings, codes in (((), ["weights-alone"]), (["tensors=same"], [])):
+        planned = mergeloom.plan(config, settings=settings)
+        assert [finding.code for finding in planned.findings] == codes
 
 
 def test_documents_are_chained(tmp_path: Path) -> None:

@@ -105,6 +105,16 @@ def test_special_tokens_match_by_role_and_others_by_prefix(tmp_path: Path) -> No
     assert not match_tokens(model, donor, 10_000, False).prefixes
 
 
+def test_the_space_before_a_word_is_not_its_prefix(tmp_path: Path) -> None:
+    texts = [*TEXTS[:1], "a zqzqzq zqzqzq    zq" * 30]
+    donor = tokenizer(train(tmp_path / "donor", "bytes", texts, SPECIAL, 400))
+    model = tokenizer(train(tmp_path / "model", "bytes", TEXTS[:1], SPECIAL, 320))
+    prefixes = match_tokens(model, donor, 10_000, True).prefixes
+    assert "Ġzq" in donor.ids
+    assert "Ġzq" not in prefixes
+    assert prefixes["ĠĠ"] == model.ids["Ġ"]
+
+
 @pytest.mark.parametrize("how", SUBWORD_WEIGHTS)
 def test_weights_of_pieces_follow_the_subword_method(how: SubwordWeights) -> None:
     assert list(piece_weights(0, how, head=False)) == []
