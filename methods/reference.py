@@ -311,6 +311,7 @@ def _ties(p: Problem) -> ReferenceResult:
     for number, vector in enumerate(p.vectors()):
         density = p.of_models("density")[number]
         keep = vector.numel() if density >= 1 else int(density * vector.numel())
+        keep = max(keep, int(density > 0))
         sparse.append(_rescaled(p, number, vector, vector * largest(vector, keep)))
     return _elected(p, sparse)
 

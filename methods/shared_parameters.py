@@ -43,9 +43,12 @@ def rescale(default: bool) -> Parameter:
     )
 
 
-def kept_count(density: float, total: int) -> int | None:
-    """Number of elements to keep out of ``total``; ``None`` for all."""
-    return None if density >= 1 else int(density * total)
+def kept_count(density: float, total: int, least: int = 0) -> int | None:
+    """Number of elements to keep out of ``total``, ``least`` unless the density is 0; ``None`` for
+    all."""
+    if density >= 1:
+        return None
+    return max(int(density * total), min(least, total) if density > 0 else 0)
 
 
 def sum_of_weights(weights: Sequence[float]) -> float:

@@ -27,7 +27,7 @@ class Ties(Method):
         "fine-tunes that would otherwise cancel each other."
     )
     formula = (
-        "τ̂ᵢ = the k = int(density·n) largest |τᵢ|;  s = sign(Σ wᵢτ̂ᵢ), + at 0;  "
+        "τ̂ᵢ = the k = int(density·n), at least 1, largest |τᵢ|;  s = sign(Σ wᵢτ̂ᵢ), + at 0;  "
         "θ = θ₀ + λ · Σ wᵢτ̂ᵢ / Σ wᵢ, both sums over i with sign(wᵢτ̂ᵢ) = s"
     )
     reference = "Yadav et al. 2023, TIES-Merging, arXiv:2306.01708"
@@ -43,7 +43,7 @@ class Ties(Method):
 
     def kernel(self, merge: TensorMerge) -> Kernel:
         total = math.prod(merge.shape)
-        keep = [kept_count(density, total) for density in merge.weights("density")]
+        keep = [kept_count(density, total, least=1) for density in merge.weights("density")]
         rescaled = bool(merge.settings["rescale"])
         return merge_task_vectors(
             merge,

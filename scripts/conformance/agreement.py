@@ -178,7 +178,9 @@ def _equal_magnitudes(results: Results) -> Tensor:
             density = problem.of_models("density")[number]
             if density < 1:
                 keep, gamma = int(density * tau.numel()), 0.0
-                if method != "ties":
+                if method == "ties":
+                    keep = max(keep, int(density > 0))
+                else:
                     gamma = problem.of_models("gamma")[number]
                 skip = min(int(gamma * tau.numel()), tau.numel() - keep)
                 found |= _at_ranks(tau.abs(), (skip, skip + keep), 0.0)

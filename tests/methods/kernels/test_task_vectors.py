@@ -246,6 +246,20 @@ def test_ties_at_the_threshold_go_to_the_lowest_index() -> None:
         assert not result[keep:].any()
 
 
+@pytest.mark.parametrize(("density", "kept"), [(0.0, 0), (1e-4, 1), (0.3, 1), (0.5, 2)])
+def test_ties_keeps_at_least_one_element(density: float, kept: int) -> None:
+    """Else a density would undo all changes of small tensors, such as scales of one element."""
+    for other, count in (
+        (torch.tensor([1.0, -4.0, 3.0, 2.0, 0.5]), kept),
+        (torch.ones(1), kept > 0),
+    ):
+        parameters = [{}, {"weight": 1.0, "density": density}]
+        kernel = kernel_of("ties", tuple(other.shape), parameters, base=0)
+        result = check_walks(kernel, [torch.zeros_like(other), other])
+        assert int(result.count_nonzero()) == count
+        assert torch.equal(result[result != 0].sum(), other[result != 0].sum())
+
+
 def test_exactly_k_elements_are_kept() -> None:
     other = torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0, 0.5, 1.0, 0.0] * 50)
     for keep in (50, 100, 101, 150, 299, 300, 301, 350):
