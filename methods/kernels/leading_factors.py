@@ -47,6 +47,10 @@ class LeadingFactors(Kernel):
         return shape
 
     @property
+    def uses(self) -> tuple[Use, ...]:
+        raise NotImplementedError
+
+    @property
     def side_elements(self) -> list[int]:
         """The number of elements of each side input."""
         raise NotImplementedError
