@@ -22,6 +22,7 @@ from mergeloom.planners.output.config_check import (
 from mergeloom.planners.output.layers.described import describe
 from mergeloom.planners.output.layers.locations import locate_towers, object_at
 from mergeloom.planners.output.layers.rules import Kinds
+from mergeloom.planners.output.layers.stated_sizes import size_contradictions
 from mergeloom.planners.slices.slices import LayerSource
 from mergeloom.planners.slices.stage import Stage, TowerPlan
 
@@ -50,6 +51,8 @@ def check_stage(
     for model in models:
         if isinstance(model, StoredModel):
             findings.notes(contradictions(model, model.tokens.embedding))
+            for tower in describe(model.name, model.config, model.architecture.towers):
+                findings.notes(size_contradictions(tower, model.shape))
     differences = [difference.text for difference in found if difference.is_incompatible]
     differences += (clash for tower in stage.towers for clash in _clashes(tower))
     checked = _checked_config(stage, tensors, config)

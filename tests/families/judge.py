@@ -34,6 +34,9 @@ Depths = tuple[int, int]
 
 ALIKE: Depths = (DEPTH, DEPTH)
 
+CONTRADICTION = "the config.json of "
+"""Words of a warning that a configuration contradicts tensors, as none saved by a class does."""
+
 DEPTH_WARNING = "the output computes with the first, for layers of the others too"
 """Words of a warning about a constant that models of different depths do not share."""
 
@@ -126,13 +129,14 @@ def wrong_whole(pair: Pair, folder: Path) -> Iterator[str]:
     for what, config, expected in (("copy", copy, a), ("mean", linear, mean)):
         output = folder / what
         try:
-            merge(config, output)
+            result = merge(config, output)
         except LoomError as error:
             yield f"{what} refused: {error}"
             continue
         except Exception as error:
             yield f"{what} crashes: {error!r}"
             continue
+        yield from (f"{what}: {w}" for w in result.planned.plan.warnings if CONTRADICTION in w)
         yield from (f"{what}: {fault}" for fault in _differences(load_tensors(output), expected))
         before, after = read_config(pair.paths[0]), read_config(output)
         for key in sorted(before.keys() | after.keys()):
