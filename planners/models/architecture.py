@@ -233,8 +233,9 @@ def beside_layers(tower: Tower) -> Iterator[str]:
     """Prefixes of numbered weights that belong to a tower's layers.
 
     They are in the same module and of the same number (CLVP's ``group_norms``, one after each of
-    the ``mel_attn_blocks``), or lists of weights, one for each layer or each but the first, in a
-    module beside the layers (Inkling 2's ``attn_res``).
+    the ``mel_attn_blocks``) or one fewer, between the layers (Informer's ``conv_layers``), or lists
+    of weights, one for each layer or each but the first, in a module beside the layers (Inkling 2's
+    ``attn_res``).
     """
     module = tower.prefix.rstrip(".").rpartition(".")[0]
     found: dict[str, set[int]] = defaultdict(set)
@@ -251,10 +252,14 @@ def beside_layers(tower: Tower) -> Iterator[str]:
         if inside == module or not parts.suffix:
             found[parts.prefix].add(parts.layer)
     for prefix, numbers in found.items():
-        fewer = {tower.layers, tower.layers - 1} if prefix in bare else {tower.layers}
+        between = prefix in bare or _BETWEEN.search(prefix) is not None
+        fewer = {tower.layers, tower.layers - 1} if between else {tower.layers}
         if tower.layers > 1 and len(numbers) in fewer and numbers == set(range(len(numbers))):
             yield prefix
 
+
+_BETWEEN = re.compile(r"(conv_layers|layer_convs)\.$")
+"""Lists with one module between each layer and the next (Informer's convolutions)."""
 
 Stack = list[list[str]]
 """The suffixes of the tensors of each layer."""

@@ -10,6 +10,8 @@ from mergeloom.planners.models.architecture import declared_layers
 from mergeloom.planners.models.model import Model
 
 _ROWS = re.compile(r"(^|_)vocab_size$")
+_OTHER_ROWS = re.compile(r"^(codebook_vocab_size|prompt_types)$")
+"""Keys of further rows: of codebooks (Kyutai) and of prompts (CPM-Ant), in the same embedding."""
 _WIDTH = re.compile(
     r"(^|_)(hidden_size|hidden_dim|n_embd|n_embed|d_model|embed_dim|emb_dim|embedding_size|"
     r"word_embed_proj_dim|width)$|^dim$"
@@ -43,6 +45,8 @@ def contradictions(model: Model, embedding: str | None) -> Iterator[str]:
         (_WIDTH, model.shape(embedding)[1], 0, "columns"),
     ):
         numbers = dict(_numbers(model.config, pattern))
+        if pattern is _ROWS and any(_numbers(model.config, _OTHER_ROWS)):
+            continue
         if numbers and size - added not in numbers.values():
             key, number = next(iter(numbers.items()))
             yield f"{said} {key} {number}, '{embedding}' has {size} {what}"

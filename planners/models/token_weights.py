@@ -21,7 +21,7 @@ _CLASS_WITHOUT_HEAD = re.compile(
 )
 """Model classes without an output head over tokens."""
 
-_OTHER_PARTS = re.compile(r"vision|visual|audio|image|speech|encoder|qformer|talker|2wav")
+OTHER_PARTS = re.compile(r"vision|visual|audio|image|speech|encoder|qformer|talker|2wav|codec")
 """Nested configurations that are not about tokens."""
 
 
@@ -117,5 +117,5 @@ def _class_name(config: Mapping[str, Any]) -> str | None:
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Nested configurations that may be about tokens."""
     for key, value in config.items():
-        if isinstance(value, Mapping) and not _OTHER_PARTS.search(key):
+        if isinstance(value, Mapping) and not OTHER_PARTS.search(key):
             yield value

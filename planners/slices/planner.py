@@ -14,7 +14,7 @@ from mergeloom.planners.config.document import read_document
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.filters import warn_of_idle_filters
-from mergeloom.planners.models.model import PlannedModel
+from mergeloom.planners.models.model import Model, PlannedModel
 from mergeloom.planners.models.token_weights import Head, is_declared_tied
 from mergeloom.planners.output.config_json import rewrite_config
 from mergeloom.planners.output.layers.rewrite import rewrite_layers
@@ -125,10 +125,19 @@ def _rewritten_config(stage: Stage, findings: Findings) -> RewrittenConfig:
     return replace(rewritten, config=config, notes=changes)
 
 
+def _may_be_tied(model: Model) -> bool:
+    """Whether embedding and head have one shape, as two names of one weight do."""
+    tokens = model.tokens
+    names = (tokens.embedding, tokens.head)
+    return len({model.shape(name) for name in names if name is not None}) == 1
+
+
 def _tied_to_declare(stage: Stage) -> bool | None:
     """The value of ``tie_word_embeddings`` to write; ``None`` if the donor's is correct."""
     kind = stage.donor.tokens.kind
     if stage.head is None or stage.tied or kind is Head.NONE:
         return None
     declared = is_declared_tied(stage.donor.config)
+    if declared is True and kind is Head.OWN and not _may_be_tied(stage.donor):
+        return None  # the class ties other weights by it
     return False if kind is Head.TIED or declared is True else None

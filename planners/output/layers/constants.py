@@ -39,7 +39,8 @@ def preserve_constants(edit: Edit) -> None:
     if edit.tower is edit.towers[0]:
         _warn_of_images(edit, edit.donor.config)
     moved = any(origin.layer != i for i, origin in enumerate(edit.tower.origins))
-    changed = {NUMBER: moved, DEPTH: old != new, EITHER: moved or old != new}
+    other_depth = any(origin.description.depth != new for origin in edit.tower.origins)
+    changed = {NUMBER: moved, DEPTH: other_depth, EITHER: moved or other_depth}
     for applies, text, cause in _CONSEQUENCES:
         if applies(section) and changed[cause]:
             edit.warn(f"'{edit.donor.model}': {text}")
@@ -120,6 +121,15 @@ _CONSEQUENCES: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] 
         lambda section: section.get("model_type") == "diffllama",
         "the lambda of differential attention starts from a value that follows a layer's number: "
         "layers at another number attend slightly differently than before",
+        NUMBER,
+    ),
+    (
+        lambda section: (
+            str(section.get("model_type")) in ("big_bird", "bigbird_pegasus")
+            and section.get("attention_type", "block_sparse") == "block_sparse"
+        ),
+        "the random blocks of sparse attention follow a layer's number: layers at another number "
+        "attend to other blocks than before",
         NUMBER,
     ),
     (

@@ -41,6 +41,9 @@ _NUMBER_LIST_KEY = re.compile(
     r"|attention_blocks|bskcn_[1-4])$"
 )
 
+_DEFAULT_NUMBERS = {"cross_attention_layers", "global_attn_indexes", "fullatt_block_indexes"}
+"""Keys with a default of their class, which names layers beyond the last of a model with few."""
+
 OUTPUT_KEYS: Mapping[str, int] = {
     "deepstack_visual_indexes": 0,
     "extract_layers": 0,
@@ -153,6 +156,8 @@ def numbers(key: str, section: Mapping[str, Any], depth: int) -> list[int] | Non
     first = first_number(key, section, depth)
     found = [item - first for item in items]
     right = len(set(found)) == len(found) and all(0 <= i < depth for i in found)
+    if not right and key in _DEFAULT_NUMBERS and found == sorted(set(found)) and found[0] >= 0:
+        return [i for i in found if i < depth]
     return found if right else None
 
 

@@ -69,9 +69,9 @@ def _new_numbers(
             new.append(item)
             continue
         layer = edit.donor.depth + item if item < 0 else item - first
-        copies = [i for i, o in enumerate(edit.tower.origins) if o.layer == layer]
-        if layer < 0:  # the input of the first layer
-            new.append(item)
+        copies = [i for i, o in enumerate(edit.tower.origins) if _is_used(o, item, first)]
+        if layer < 0 or layer >= max(edit.donor.depth, edit.tower.depth):
+            new.append(item)  # the input of the first layer, or none
         elif not copies:
             edit.refuse(
                 f"'{name(path, key)}' of config.json takes the output of layer {layer} of "
@@ -82,6 +82,11 @@ def _new_numbers(
         else:
             new.append(copies[-1] - edit.tower.depth if item < 0 else copies[-1] + first)
     return new
+
+
+def _is_used(origin: SourceLayer, item: int, first: int) -> bool:
+    """Whether a number means this layer in its model; negative ones count from its end."""
+    return origin.layer == (origin.description.depth + item if item < 0 else item - first)
 
 
 def _renumber_stages(edit: Edit, path: Path, key: str, value: list[Any]) -> None:
