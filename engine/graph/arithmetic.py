@@ -75,8 +75,8 @@ class Ops(Protocol):
 class DeviceOps(Ops, Protocol):
     """The same for a device."""
 
-    def at(self, memory: Any, dtype: DType, count: int) -> Array:
-        """``count`` elements in a block of device memory."""
+    def at(self, memory: Any, offset: int, dtype: DType, count: int) -> Array:
+        """``count`` elements at byte ``offset`` of a block of device memory."""
 
     def bring(self) -> None:
         """Start copying the counters created since the last call to main memory."""

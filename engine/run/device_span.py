@@ -25,7 +25,7 @@ class DeviceSpan:
 
     def view(self, ops: Any, dtype: DType, start: int, count: int) -> Array:
         """Elements ``[start, start + count)`` of one grain as a flat array."""
-        return ops.at(self._bytes(dtype.size, start, count), dtype, count)
+        return ops.at(self.memory, self._offset(dtype.size, start), dtype, count)
 
     def pieces(self, indices: range, size: int, memory: Memory) -> Iterator[tuple[Memory, Memory]]:
         """The bytes of grains ``indices`` on the device, each part with its bytes in ``memory``,
@@ -36,12 +36,13 @@ class DeviceSpan:
         for run in chunks(indices, len(indices) if dense else 1, 0):
             start, count = elements_of(grains, run)
             at = (start - begin) * size
-            yield self._bytes(size, start, count), memory[at : at + count * size]
+            there = self._offset(size, start)
+            yield self.memory[there : there + count * size], memory[at : at + count * size]
 
-    def _bytes(self, size: int, start: int, count: int) -> Memory:
+    def _offset(self, size: int, start: int) -> int:
+        """The byte of ``memory`` at which element ``start`` is."""
         index, inside = divmod(start, self.grains.size)
-        at = self.at + (index - self.first) * stride(self.grains, size) + inside * size
-        return self.memory[at : at + count * size]
+        return self.at + (index - self.first) * stride(self.grains, size) + inside * size
 
 
 def elements_of(grains: Grains, indices: range) -> tuple[int, int]:

@@ -65,9 +65,9 @@ class TorchArrays:
         """``count`` elements at byte ``offset`` of a block, as a flat tensor."""
         return torch.frombuffer(block.memory, dtype=dtype.torch, count=count, offset=offset)
 
-    def at(self, memory: Tensor, dtype: DType, count: int) -> Tensor:
-        """``count`` elements at the start of device memory, as a flat tensor."""
-        return memory.view(dtype.torch)
+    def at(self, memory: Tensor, offset: int, dtype: DType, count: int) -> Tensor:
+        """``count`` elements at byte ``offset`` of device memory, as a flat tensor."""
+        return memory[offset : offset + dtype.nbytes(count)].view(dtype.torch)
 
     def bring(self) -> None:
         """No effect: tensors are copied one by one."""

@@ -129,7 +129,8 @@ class CountTable:
         import numpy as np
 
         content = (ctypes.c_int64 * (self.memory.size // 8)).from_address(self._copy.address)
-        return np.array(np.ctypeslib.as_array(content))
+        content.owner = self._copy  # the array keeps this buffer alive, and it the memory
+        return np.frombuffer(content, np.int64)
 
 
 class CudaOps(CompiledOps):
@@ -146,9 +147,9 @@ class CudaOps(CompiledOps):
         """The arguments of a combination that is not launched yet, because it also stores its
         result if that is what is asked for next."""
 
-    def at(self, memory: Memory, dtype: DType, count: int) -> Elements:
-        """``count`` elements at the start of device memory."""
-        return Elements(memory.address, dtype, count)
+    def at(self, memory: Memory, offset: int, dtype: DType, count: int) -> Elements:
+        """``count`` elements at byte ``offset`` of device memory."""
+        return Elements(memory.address + offset, dtype, count)
 
     def store(self, result: Elements, out: Elements) -> Any:
         found, owner = self._device.cells(1)

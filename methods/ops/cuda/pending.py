@@ -70,5 +70,4 @@ class PendingArray:
         """The numbers."""
         import numpy as np
 
-        content = (ctypes.c_uint8 * (4 * self._count)).from_address(self._address)
-        return np.frombuffer(bytes(content), self._kind)
+        return np.frombuffer(ctypes.string_at(self._address, 4 * self._count), self._kind)
