@@ -55,23 +55,29 @@ def _find_between(numbers: Array, low: int, high: int, found: Array) -> int:
 
 
 @compiled
-def _sort_into_buckets(magnitudes: Array, bucket: Array, above: Array) -> None:
-    """Write the bucket of each magnitude, and for each bucket the count of elements in higher ones.
+def _sort_into_buckets(magnitudes: Array, bucket: Array, earlier: Array, above: Array) -> None:
+    """Write the bucket of each magnitude, how many ``earlier`` elements are in the same one, and
+    for each bucket the count of elements in higher ones.
 
-    Buckets of larger magnitudes have higher numbers; the last bucket is empty.
+    Buckets of larger magnitudes have higher numbers; the last bucket is empty. Those of even
+    numbers contain equal magnitudes only: differences of 16-bit floats have few distinct values.
     """
     largest = np.int32(0)
     for i in range(magnitudes.size):
         largest = max(largest, magnitudes[i])
     buckets, width = _buckets(magnitudes.size)
-    shift = np.int32(width)
-    base = np.int32(max((largest >> width) - (buckets - 1), 0))
+    shift, low = np.int32(width), np.int32((1 << width) - 1)
+    base = np.int32(max((largest >> width) - (buckets // 2 - 1), 0))
     for i in range(magnitudes.size):  # all in 32 bits, so that the loop vectorises
         least = min(magnitudes[i], np.int32(1))
-        bucket[i] = max(np.int32(np.int32(magnitudes[i] >> shift) - base), least)
+        more = min(np.int32(magnitudes[i] & low), np.int32(1))
+        number = np.int32(np.int32(magnitudes[i] >> shift) - base)
+        bucket[i] = max(np.int32(np.int32(number + number) + more), least)
     fill(above, 0)
     for i in range(magnitudes.size):
-        above[bucket[i]] += 1
+        inside = above[bucket[i]]
+        earlier[i] = inside
+        above[bucket[i]] = inside + 1
     running = 0
     for b in range(buckets, -1, -1):
         inside = above[b]
@@ -105,6 +111,23 @@ def _narrow(
         places[left] = i
         left = np.uint32(left + np.uint32(np.uint32(number - low) < np.uint32(high - low)))
         numbers[i] = _INT32_MAX if number >= high else number
+    return int(left)
+
+
+@compiled
+def _decide_equal(
+    numbers: Array, steps: Array, bucket: Array, earlier: Array, above: Array, places: Array
+) -> int:
+    """Decide the elements at ``places`` whose bucket contains equal magnitudes only, so that their
+    ranks are known; keep the others. Returns the count kept."""
+    left = np.uint32(0)
+    for i in places:
+        b = bucket[i]
+        if b & np.uint32(1):
+            places[left] = i
+            left += np.uint32(1)
+        elif numbers[i] >= steps[np.uint32(above[b] + earlier[i])]:
+            numbers[i] = _INT32_MAX
     return int(left)
 
 
@@ -173,18 +196,11 @@ def _sort(magnitudes: Array, falling: Array, order: Array, sorted_: Array) -> No
 
 @compiled
 def _order_by_bucket(
-    magnitudes: Array, bucket: Array, ends: Array, ordered: Array, place: Array
+    magnitudes: Array, bucket: Array, earlier: Array, above: Array, ordered: Array
 ) -> None:
-    """Order magnitudes by bucket, descending, and write the ``place`` of each.
-
-    ``ends`` has the begin of each bucket and receives its end.
-    """
+    """Order magnitudes by bucket, descending."""
     for i in range(magnitudes.size):
-        b = bucket[i]
-        end = np.uint32(ends[b])
-        ordered[end] = magnitudes[i]
-        place[i] = end
-        ends[b] = end + 1
+        ordered[np.uint32(above[bucket[i]] + earlier[i])] = magnitudes[i]
 
 
 @compiled
@@ -193,9 +209,9 @@ def _decide_in_order(
     steps: Array,
     undecided: Array,
     bucket: Array,
-    ends: Array,
+    earlier: Array,
+    above: Array,
     ordered: Array,
-    place: Array,
     wanted: Array,
     order: Any,
 ) -> None:
@@ -208,8 +224,8 @@ def _decide_in_order(
         wanted[bucket[i]] += 1
     for i in undecided:
         b = bucket[i]
-        start = ends[b + 1]
-        own, inside = place[i] - start, ordered[start : ends[b]]
+        start, own = above[b], earlier[i]
+        inside = ordered[start : above[b - 1]]
         if wanted[b] > _COUNT_DIRECTLY:
             wanted[b] = -1 if _rank_all(inside, wanted[b], order) else 0
         rank = _rank(inside, own) if wanted[b] >= 0 else inside[own]
@@ -227,10 +243,11 @@ def decide_by_rank(bits: Array, numbers: Array, steps: Array, work: Any) -> None
     have any rank.
 
     Most numbers are below all steps or none. For the others, magnitudes are counted in buckets of
-    adjacent ranks; the exact rank is computed only for numbers between the steps of their bucket.
+    adjacent ranks; the exact rank is only needed for numbers between the steps of their bucket, and
+    only computed if the magnitudes in the bucket differ.
     """
     row = steps.size
-    (magnitudes, ordered), (undecided, bucket, place), (above, wanted), ends, order = work
+    (magnitudes, ordered), (undecided, bucket, earlier), (above, wanted), ends, order = work
     lowest, highest = ends
     for start in range(0, bits.size, row):
         drawn = numbers[start : start + row]
@@ -238,15 +255,16 @@ def decide_by_rank(bits: Array, numbers: Array, steps: Array, work: Any) -> None
         for i in range(row):
             magnitudes[i] = bits[start + i] & _INT32_MAX
         if count > _COUNT_DIRECTLY:
-            _sort_into_buckets(magnitudes, bucket, above)
+            _sort_into_buckets(magnitudes, bucket, earlier, above)
             _steps_of_buckets(above, steps, lowest, highest)
             count = _narrow(bucket, drawn, lowest, highest, undecided, count)
+            count = _decide_equal(drawn, steps, bucket, earlier, above, undecided[:count])
         if count <= _COUNT_IN_ROW:
             for i in undecided[:count]:
                 if drawn[i] >= steps[_rank(magnitudes, i)]:
                     drawn[i] = _INT32_MAX
         else:
-            _order_by_bucket(magnitudes, bucket, above, ordered, place)
+            _order_by_bucket(magnitudes, bucket, earlier, above, ordered)
             _decide_in_order(
-                *(drawn, steps, undecided[:count], bucket, above, ordered, place, wanted, order)
+                *(drawn, steps, undecided[:count], bucket, earlier, above, ordered, wanted, order)
             )

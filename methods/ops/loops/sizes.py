@@ -52,7 +52,7 @@ ROW_LANES = 512
 PRODUCT_COLUMNS = 512
 """Columns of a product computed at once, so that a few dozen rows of them fit the cache."""
 
-MAX_BUCKETS = 2049
+MAX_BUCKETS = 2050
 """Maximum number of buckets (`buckets`)."""
 
 _OCTAVES = 8
@@ -71,12 +71,13 @@ def whole_rows(row: int) -> int:
 def buckets(row: int) -> tuple[int, int]:
     """The number of buckets for the magnitudes of a row, and the number of low bits ignored.
 
-    Bucket 0 is for zeros, bucket 1 for all small magnitudes.
+    Bucket 0 is for zeros, bucket 1 for all small magnitudes. Then there are two for each value of
+    the other bits: the first for the magnitude whose low bits are 0, the second for the rest.
     """
     finer = 2
     while finer < 8 and _OCTAVES << finer < row // 4:
         finer += 1
-    return (_OCTAVES << finer) + 1, 23 - finer
+    return (_OCTAVES << finer) + 2, 24 - finer
 
 
 def work_bytes(vectors: int, row: int = 0) -> int:
