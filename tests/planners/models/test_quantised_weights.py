@@ -116,7 +116,8 @@ def test_merging_codes_does_not_import_torch(kind: str, tmp_path: Path) -> None:
 
 
 def test_experts_of_gpt_oss_agree_with_transformers(tmp_path: Path) -> None:
-    """Against the decoder of transformers: transposed, gate and up interleaved as they are."""
+    """Against the decoder of transformers: transposed, gate and up interleaved as they are; also
+    with an adapter of them."""
     mxfp4 = pytest.importorskip("transformers.integrations.mxfp4", reason="the format's own code")
     torch.manual_seed(0)
     experts, out, inside = 3, 64, 96
@@ -152,6 +153,23 @@ def test_experts_of_gpt_oss_agree_with_transformers(tmp_path: Path) -> None:
     found = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(found[f"{prefix}gate_up_proj"], expected)
     assert found.keys() == {n.replace("_blocks", "") for n in stored if "_scales" not in n}
+
+    rank, own = 2, f"base_model.model.{prefix}"
+    a, b = torch.randn(rank * experts, inside), torch.randn(out, rank * experts)
+    (tmp_path / "adapter").mkdir()
+    save_file(
+        {f"{own}lora_A.weight": a, f"{own}lora_B.weight": b},
+        tmp_path / "adapter" / "adapter_model.safetensors",
+    )
+    about = {"peft_type": "LORA", "r": rank, "lora_alpha": rank}
+    about |= {"target_parameters": ["mlp.experts.gate_up_proj"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(about))
+    merge["models"] = [{"model": f"{tmp_path}/a+{tmp_path}/adapter"}]
+    mergeloom.merge(merge, tmp_path / "adapted")
+    adapted = load_file(tmp_path / "adapted" / "model.safetensors")[f"{prefix}gate_up_proj"]
+    factors = b.reshape(out, rank, experts), a.reshape(experts, rank, inside)
+    change = torch.einsum("ore,eri->eio", *factors)  # as PEFT's ParamWrapper.get_delta_weight
+    torch.testing.assert_close(adapted, expected + change)
 
 
 def test_scales_count_as_bytes_read_and_unused_tensors_are_named(tmp_path: Path) -> None:
