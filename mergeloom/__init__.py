@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         status,
         verify,
     )
-    from mergeloom.report.meter import Progress
+    from mergeloom.report.output_records import Progress
     from mergeloom.results import MergeResult, PlannedMerge
     from mergeloom.running import RunningMerge, start
     from mergeloom.version import VERSION as __version__
@@ -83,7 +83,7 @@ _IN_API = frozenset({"LoomWarning", "Observer", "merge", "plan"})
 _ELSEWHERE = {
     "export": ("mergeloom.exporting", "export"),
     "register_method": ("mergeloom.methods.registry", "register"),
-    "Progress": ("mergeloom.report.meter", "Progress"),
+    "Progress": ("mergeloom.report.output_records", "Progress"),
     "MergeResult": ("mergeloom.results", "MergeResult"),
     "PlannedMerge": ("mergeloom.results", "PlannedMerge"),
     "RunningMerge": ("mergeloom.running", "RunningMerge"),

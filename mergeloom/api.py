@@ -34,7 +34,7 @@ from mergeloom.results import MergeResult, PlannedMerge
 from mergeloom.version import program
 
 if TYPE_CHECKING:
-    from mergeloom.report.meter import Progress
+    from mergeloom.report.output_records import Progress
 
 Config = Pathlike | Mapping[str, Any] | Configuration
 Settings = Mapping[str, Any] | Sequence[str]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mergeloom.api import Observer
     from mergeloom.engine.base.errors import Finding
     from mergeloom.report.document import Document
-    from mergeloom.report.meter import Progress
+    from mergeloom.report.output_records import Progress
     from mergeloom.results import PlannedMerge
 
 
@@ -188,7 +188,7 @@ class _JsonLines:
         done = progress.merges_done == progress.merges_total
         if now >= self._next or done:
             self._next = now + _JSON_SECONDS
-            self._printer.answer(progress.report, lambda: "")
+            self._printer.answer(progress, lambda: "")
 
 
 def print_to_stderr(text: str) -> None:

@@ -13,7 +13,7 @@ from mergeloom.api import Config, Observer
 from mergeloom.arguments import Pathlike
 from mergeloom.calls import public
 from mergeloom.engine.base.errors import Finding, LoomError
-from mergeloom.report.meter import Progress
+from mergeloom.report.output_records import Progress
 from mergeloom.results import MergeResult, PlannedMerge
 
 if TYPE_CHECKING:

@@ -6,10 +6,9 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.hardware import process
 from mergeloom.report.detail_records import Sample
-from mergeloom.report.output_records import ProgressReport
+from mergeloom.report.output_records import Progress
 
 if TYPE_CHECKING:
     from mergeloom.engine.job import Begun
@@ -17,49 +16,6 @@ if TYPE_CHECKING:
 
 _RATE_SECONDS = 10.0
 _MAX_SAMPLES = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The progress of a run at one time. Sizes are in bytes, times in seconds.
-
-    ``seconds_left`` is the remaining time at the rate of the last ten seconds; ``None`` until the
-    rate is known. ``tensors_before`` were finished by an earlier run and not counted elsewhere.
-    """
-
-    read_bytes: int
-    read_total: int
-    write_bytes: int
-    write_total: int
-    merges_done: int
-    merges_total: int
-    tensors_before: int
-    current: str
-    """Name of a tensor that is being merged."""
-    seconds: float
-    bytes_per_second: float
-    seconds_left: float | None
-    memory_bytes: int
-    """Resident memory of the process."""
-
-    @property
-    def done_bytes(self) -> int:
-        return self.read_bytes + self.write_bytes
-
-    @property
-    def total_bytes(self) -> int:
-        return self.read_total + self.write_total
-
-    @property
-    def share(self) -> float:
-        """The finished share, from 0 to 1."""
-        return min(self.done_bytes / self.total_bytes, 1.0) if self.total_bytes else 1.0
-
-    @property
-    def report(self) -> ProgressReport:
-        """The progress as a document."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return ProgressReport(share=self.share, **fields)
 
 
 class Meter:
@@ -84,11 +40,12 @@ class Meter:
         done = counters.read_bytes + counters.write_bytes
         rate = self._recent_rate(now, done)
         to_write = schedule.write_bytes - schedule.header_bytes
-        remaining = schedule.read_bytes + to_write - done
+        total = schedule.read_bytes + to_write
         resident = process.resident_bytes()
         seconds = now - self._began
         self._add_sample(Sample(seconds, resident, counters.read_bytes, counters.write_bytes))
         return Progress(
+            share=min(done / total, 1.0) if total else 1.0,
             read_bytes=counters.read_bytes,
             read_total=schedule.read_bytes,
             write_bytes=counters.write_bytes,
@@ -99,7 +56,7 @@ class Meter:
             current=counters.current,
             seconds=seconds,
             bytes_per_second=rate,
-            seconds_left=self._seconds_left(max(remaining, 0), rate, counters, seconds),
+            seconds_left=self._seconds_left(max(total - done, 0), rate, counters, seconds),
             memory_bytes=resident,
         )
 

@@ -30,7 +30,7 @@ class StatusReport(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProgressReport(Document):
+class Progress(Document):
     """The progress of a merge at one time: a line of ``merge --json-progress``. Sizes are in bytes,
     times in seconds."""
 
@@ -52,6 +52,15 @@ class ProgressReport(Document):
     seconds_left: float | None
     """Remaining time at the rate of the last ten seconds; null until the rate is known."""
     memory_bytes: int
+    """Resident memory of the process."""
+
+    @property
+    def done_bytes(self) -> int:
+        return self.read_bytes + self.write_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.read_total + self.write_total
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mergeloom.report.meter import Progress
+from mergeloom.report.output_records import Progress
 from mergeloom.report.units import data_text, duration_text, memory_text
 
 LINE_SECONDS = 5.0

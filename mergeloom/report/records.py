@@ -11,7 +11,7 @@ from mergeloom.planners.outline import Layers
 from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.diff_records import DiffReport, InputsDiffReport
 from mergeloom.report.document import Document, ErrorReport, Scalar
-from mergeloom.report.output_records import CleanReport, ProgressReport, StatusReport
+from mergeloom.report.output_records import CleanReport, Progress, StatusReport
 from mergeloom.report.plan_records import BudgetsReport, MergeReport, PlanReport, Shard
 
 # --- the tasks of a plan ----------------------------------------------------------------------
@@ -355,7 +355,7 @@ DOCUMENTS: Mapping[str, type[Document]] = {
     "methods": MethodsReport,
     "status": StatusReport,
     "clean": CleanReport,
-    "progress": ProgressReport,
+    "progress": Progress,
     "error": ErrorReport,
 }
 """Every kind of document by its name."""

@@ -54,7 +54,20 @@ class DonorSizes:
 
 
 @dataclass(frozen=True)
-class Pursuit:
+class _OfNearAtoms:
+    """A way that approximates a target by at most ``most`` atoms, and takes their twins."""
+
+    space: DonorSizes
+    most: int
+
+    def check(self, width: int, side: Sequence[Shape]) -> None:
+        self.space.check(width, side)
+        if not 0 < self.most <= self.space.atoms:
+            raise ValueError(f"{self.most} of {self.space.atoms} atoms cannot be taken")
+
+
+@dataclass(frozen=True)
+class Pursuit(_OfNearAtoms):
     """Orthogonal matching pursuit: approximates the target by a sum of at most ``most`` atoms, and
     takes the same sum of their twins.
 
@@ -62,8 +75,6 @@ class Pursuit:
     Pursuit, 2025, arXiv:2506.06607.
     """
 
-    space: DonorSizes
-    most: int
     well_trained: WellTrained | None = None
     needs_moments = False
 
@@ -74,11 +85,6 @@ class Pursuit:
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return _passes(self.well_trained)
-
-    def check(self, width: int, side: Sequence[Shape]) -> None:
-        self.space.check(width, side)
-        if not 0 < self.most <= self.space.atoms:
-            raise ValueError(f"{self.most} of {self.space.atoms} atoms cannot be taken")
 
     def operations(self) -> float:
         return float(self.space.atoms * self.space.width * self.most)
@@ -109,15 +115,13 @@ SCHEMES: tuple[Scheme, ...] = ("distance", "barycentric", "least_squares")
 
 
 @dataclass(frozen=True)
-class Interpolation:
+class Interpolation(_OfNearAtoms):
     """A weighted sum of the twins of the ``most`` nearest atoms.
 
     Weights are inverse distances (or cosines, if atoms are compared by angle), normalised to sum 1;
     or those that best approximate the target, with sum 1 (barycentric) or without (least squares).
     """
 
-    space: DonorSizes
-    most: int
     cosine: bool = False
     scheme: Scheme = "distance"
     well_trained: WellTrained | None = None
@@ -131,11 +135,6 @@ class Interpolation:
     @property
     def passes(self) -> tuple[Statistic[Any, Any], ...]:
         return _passes(self.well_trained)
-
-    def check(self, width: int, side: Sequence[Shape]) -> None:
-        self.space.check(width, side)
-        if not 0 < self.most <= self.space.atoms:
-            raise ValueError(f"{self.most} of {self.space.atoms} atoms cannot be taken")
 
     def operations(self) -> float:
         return float(self.space.width * (self.space.atoms + 4 * self.most**2))

@@ -69,7 +69,7 @@ def progressed(folder: Path) -> Document:
     seen: list[mergeloom.Progress] = []
     observer = mergeloom.Observer(progressed=seen.append)
     mergeloom.merge(folder / "linear.yml", folder / "seen", restart=True, observer=observer)
-    return seen[-1].report
+    return seen[-1]
 
 
 def exported(folder: Path) -> Document:

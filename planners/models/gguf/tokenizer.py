@@ -23,6 +23,13 @@ CONTROL, USER_DEFINED = 3, 4
 """Kinds of tokens that are recognised before text is split."""
 SPACE = "\u2581"
 
+_DECODERS: tuple[dict[str, Any], ...] = (
+    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+)
+"""What turns pieces of text with `SPACE` for spaces, and bytes, into text."""
+
 _LETTERS, _DIGITS = r"\p{L}", r"\p{N}"
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -245,11 +252,7 @@ def _sentencepiece(metadata: _TokenizerMetadata, uses_normalizer: bool) -> dict[
             vocabulary, dict(zip(metadata.tokens, metadata.scores, strict=True))
         )
     begins = metadata.flag("add_space_prefix", True)
-    decoder = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
+    decoder = [*_DECODERS]
     if begins:
         decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     parts: dict[str, Any] = {
@@ -289,11 +292,6 @@ def _gemma(metadata: _TokenizerMetadata) -> dict[str, Any]:
     if merges is None:
         order = {token: -number for number, token in enumerate(tokens)}
         merges = _merges_by_score(vocabulary, order)
-    decoder = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         "pre_tokenizer": {
@@ -302,7 +300,7 @@ def _gemma(metadata: _TokenizerMetadata) -> dict[str, Any]:
             "behavior": "MergedWithPrevious",
             "invert": False,
         },
-        "decoder": {"type": "Sequence", "decoders": decoder},
+        "decoder": {"type": "Sequence", "decoders": [*_DECODERS]},
         "model": _bpe(
             vocabulary,
             merges,
