@@ -24,13 +24,16 @@ Formats specification 1.0, with two values per byte, the first in the lower half
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mergeloom.engine.base.dtypes import F4, F8_E8M0, U4, U8
 from mergeloom.engine.base.errors import COPY_AGAIN, CheckpointError
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.stored_tensor import StoredTensor
+from mergeloom.engine.run.arrange import read_content
+from mergeloom.engine.storage.source import ReadOptions
 from mergeloom.methods.inputs.dequantise import Dequantise, Scale
 from mergeloom.planners.models.bitsandbytes import STATE_INFIX, eight_bits, four_bits
 from mergeloom.planners.models.packed_words import AUTO_ROUND, WordFormat, packed_words, word_format
@@ -119,10 +122,29 @@ def unsupported_method(config: Mapping[str, Any]) -> str | None:
     if method in _WORD_METHODS:
         words = word_format(settings)
         return f"by {method}, {words}" if isinstance(words, str) else None
+    if _transforms_inputs(settings):
+        return f"by {method}, with a transform_config that rotates what its layers are given"
     loads = settings.get("load_in_4bit") or settings.get("load_in_8bit")
     if method in _SUPPORTED or ("quant_method" not in settings and loads):
         return None
     return quantised_by_config(config)
+
+
+def _transforms_inputs(settings: Mapping[str, Any]) -> bool:
+    """Whether compressed-tensors transforms the inputs or outputs of layers, which plain weights
+    cannot express, and not weights alone."""
+    transforms = settings.get("transform_config")
+    groups = transforms.get("config_groups") if isinstance(transforms, Mapping) else None
+    applied = (
+        each.get("apply")
+        for each in (groups.values() if isinstance(groups, Mapping) else ())
+        if isinstance(each, Mapping)
+    )
+    return any(
+        isinstance(one, Mapping) and not str(one.get("location")).startswith("weight_")
+        for several in applied
+        for one in (several if isinstance(several, list) else ())
+    )
 
 
 def _method_name(settings: Mapping[str, Any]) -> str:
@@ -160,7 +182,7 @@ def find_quantised(
         except ValueError as error:
             raise CheckpointError(
                 f"'{where}': the quantised '{name}' and its scales do not match: {error}",
-                remedy=f"{COPY_AGAIN}, or merge the original weights",
+                remedy=f"merge the original weights, or {COPY_AGAIN}",
             ) from error
         if found is not None:
             coded[found.name] = found.value
@@ -267,10 +289,11 @@ def _packed_weight(
     ):
         return None
     used = [f"{prefix}weight_packed", f"{prefix}weight_scale"]
-    unused = [prefix + "weight_shape"] if prefix + "weight_shape" in tensors else []
+    shape = f"{prefix}weight_shape"
+    unused = [shape] if shape in tensors else []
     side, kernels, zero = [_as_numbers(scale)], [], 0.0
     if packed.dtype.code == "I32":
-        bits = hints.bits or _bits_of_code(packed.shape, scale.shape)
+        bits = _bits_of_code(packed.shape, scale.shape, tensors.get(shape), hints.bits)
         codes = packed.view_as(U4 if bits == 4 else U8)
         zero = float(1 << (bits - 1))
     else:
@@ -336,17 +359,34 @@ def _block_size(size: int, count: int) -> int:
     raise ValueError(f"{size} elements and {count} scales")
 
 
-def _bits_of_code(packed: Shape, scales: Shape) -> int:
-    """Bits of a code, inferred from the number of words and groups in a row; groups have 32 to 256
-    elements.
+def _bits_of_code(
+    words: Shape, scales: Shape, stored: StoredTensor | None, bits: int | None
+) -> int:
+    """Bits of a code in ``words``, of which the configuration says ``bits``, if one number for all.
+
+    ``stored`` is the shape of the weight, in a tensor; it is read unless its number of columns
+    follows, because groups consist of whole words.
 
     Raises:
-        ValueError: neither 4 nor 8 bits match.
+        ValueError: they are neither 4 nor 8, are not known, or a row ends within a word.
+        RunError: the shape cannot be read.
     """
-    words, groups = packed[-1], scales[-1]
-    if groups > 1:
-        for bits in (4, 8):
-            size = words * (32 // bits) / groups
-            if size in (32, 64, 128, 256):
-                return bits
-    raise ValueError(f"{shape_text(packed)} words and {shape_text(scales)} scales")
+    if bits is not None and (stored is None or scales[-1] > 1):
+        return bits
+    if stored is None:
+        raise ValueError("it has no weight_shape, and the configuration no one number of bits")
+    columns = _numbers(stored)[-1]
+    found = next((each for each in (4, 8) if columns * each == 32 * words[-1]), None)
+    if found is None:
+        raise ValueError(
+            f"{shape_text(words)} words are not {columns} columns of 4 or 8 bits in whole words"
+        )
+    return found
+
+
+def _numbers(tensor: StoredTensor) -> Sequence[int]:
+    """The numbers in a small tensor: the shape of a weight."""
+    letter = {"I64": "q", "I32": "i"}.get(tensor.dtype.code)
+    if letter is None or tensor.shape != (2,):
+        raise ValueError(f"its weight_shape is not two integers, but {tensor.dtype.code}")
+    return struct.unpack(f"<2{letter}", bytes(read_content(tensor, ReadOptions())))

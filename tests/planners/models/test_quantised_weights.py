@@ -277,6 +277,50 @@ def test_scales_of_the_wrong_shape_are_refused(tmp_path: Path) -> None:
         mergeloom.plan(merge)
 
 
+def two_widths(folder: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint with codes of 4 and of 8 bits, as recipes for sensitive layers make it; the
+    values of its weights."""
+    values = quantised("int4 groups", folder, seed=1)
+    wider = quantised("int8 groups", folder.with_name("wider"), seed=1)
+    file, other = (each / "model.safetensors" for each in (folder, folder.with_name("wider")))
+    down = {name: value for name, value in load_file(other).items() if "down_proj" in name}
+    save_file(load_file(file) | down, file)
+    config = json.loads((folder / "config.json").read_text())
+    groups = config["quantization_config"]["config_groups"]
+    groups["group_1"] = {"weights": {"num_bits": 8, "group_size": 32}, "targets": ["re:.*down.*"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return {name: (wider if "down_proj" in name else values)[name] for name in values}
+
+
+def test_codes_of_two_widths_are_told_apart_by_the_shapes_of_their_weights(tmp_path: Path) -> None:
+    values = two_widths(tmp_path / "a")
+    merge = {"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a")}]}
+    mergeloom.merge({**merge, "dtype": "float32"}, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for name, value in values.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=3e-7, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (torch.tensor([160, 512]), "words are not 512 columns of 4 or 8 bits in whole words"),
+        (torch.tensor([160, 252]), "words are not 252 columns of 4 or 8 bits in whole words"),
+        (torch.ones(2), "its weight_shape is not two integers, but F32"),
+        (None, "it has no weight_shape, and the configuration no one number of bits"),
+    ],
+)
+def test_codes_of_an_unknown_width_are_refused(
+    shape: torch.Tensor | None, words: str, tmp_path: Path
+) -> None:
+    two_widths(tmp_path / "a")
+    file, name = tmp_path / "a" / "model.safetensors", "model.layers.0.mlp.up_proj.weight_shape"
+    tensors = {**load_file(file), name: shape}
+    save_file({each: value for each, value in tensors.items() if value is not None}, file)
+    with pytest.raises(CheckpointError, match=f"{words}: merge the original weights"):
+        mergeloom.plan({"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a")}]})
+
+
 def test_complex_numbers_are_copied_and_named(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         plain(tmp_path / name, seed)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.engine.storage.folder import local
 from mergeloom.engine.storage.safetensors import HeaderReader
 from mergeloom.planners.models.checkpoint import open_checkpoint
-from tests.planners.support import llama, write_checkpoint
+from tests.planners.support import llama, load_tensors, write_checkpoint
 
 LINEAR = "model.layers.0.mlp.up_proj"
 
@@ -24,6 +25,22 @@ def refusal(directory: Path) -> str:
     return str(caught.value)
 
 
+ROTATED = {
+    "transform_config": {
+        "config_groups": {
+            "R4": {
+                "type": "hadamard",
+                "apply": [
+                    {"targets": ["re:.*down_proj$"], "location": "input"},
+                    {"targets": ["re:.*down_proj$"], "location": "weight_input", "inverse": True},
+                ],
+            }
+        }
+    }
+}
+"""The online rotation of QuIP and SpinQuant, as llm-compressor states it."""
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -32,6 +49,10 @@ def refusal(directory: Path) -> str:
         ({"text_config": {"quantization_config": {"quant_method": "fp8"}}}, "by fp8"),
         ({"quantization": {"group_size": 64, "bits": 4}}, "by MLX"),
         ({"compression_config": {"config_groups": {}}}, "by compressed-tensors"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", **ROTATED}},
+            "by compressed-tensors, with a transform_config that rotates what its layers are given",
+        ),
     ],
 )
 def test_an_unsupported_quantisation_is_recognised_by_its_configuration(
@@ -58,6 +79,11 @@ FORMATS = {
         "weight_zero_point": whole(8, 1, dtype=torch.int8),
     },
     "compressed-tensors": {"weight_packed": whole(8, 1), "weight_shape": whole(2)},
+    "ModelOpt": {
+        "weight": torch.ones(8, 8).to(torch.float8_e4m3fn),
+        "weight_scale": torch.ones(()),
+        "pre_quant_scale": torch.ones(8),
+    },
     "torchao": {"_weight_qdata": whole(8, 8, dtype=torch.int8)},
     "quanto": {"weight._data": whole(8, 8, dtype=torch.int8), "weight._scale": torch.ones(8, 1)},
     "HQQ": {"W_q": whole(4, 8, dtype=torch.uint8), "scale": torch.ones(8, 1)},
@@ -83,6 +109,16 @@ def test_an_unsupported_quantisation_is_recognised_by_its_tensors(
     tensors = {f"{LINEAR}.{part}": tensor for part, tensor in FORMATS[name].items()}
     write_checkpoint(tmp_path / "a", tensors, {})
     assert f"is quantised ({name}: " in refusal(tmp_path / "a")
+
+
+def test_weights_compressed_by_a_mask_are_refused(tmp_path: Path) -> None:
+    model = llama(tmp_path / "a")
+    tensors = load_tensors(model)
+    weight = tensors.pop("model.layers.0.mlp.up_proj.weight")
+    tensors["model.layers.0.mlp.up_proj.weight.compressed"] = weight[:, ::2].contiguous()
+    tensors["model.layers.0.mlp.up_proj.weight.bitmask"] = whole(8, 1, dtype=torch.uint8)
+    save_file(tensors, model / "model.safetensors")
+    assert "is quantised (compressed-tensors: it has 'model.layers.0.mlp" in refusal(model)
 
 
 def test_integer_weights_without_a_known_format_are_refused(tmp_path: Path) -> None:
