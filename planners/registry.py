@@ -36,6 +36,7 @@ WEIGHTS_KEY = "tensors"
 _BUILT_IN = {
     WEIGHTS_KEY: "mergeloom.planners.state_dicts.planner:StateDictPlanner",
     "adapters": "mergeloom.planners.adapters.planner:AdaptersPlanner",
+    "extract": "mergeloom.planners.extraction.planner:ExtractionPlanner",
     MERGE_KEY: "mergeloom.planners.slices.planner:SlicesPlanner",
 }
 

@@ -26,6 +26,14 @@ def stored_rows(stored: StoredTensor, rows: Sequence[int] | None) -> StoredTenso
     return taken.reshape((*before, len(rows), *after))
 
 
+def uncoded_load(builder: GraphBuilder, node: Load | Merge, name: str) -> Load:
+    """``node`` as a load of elements that are not packed or coded; other values are first written
+    to a temporary file."""
+    if isinstance(node, Load) and node.dtype.block == 1 and not node.dtype.codec:
+        return node
+    return builder.spill(builder.merge([node], Copy(), name) if isinstance(node, Load) else node)
+
+
 def computed_rows(builder: GraphBuilder, node: Load | Merge, rows: Sequence[int]) -> Load:
     """``rows`` of a stored or computed tensor by index, -1 for a missing row.
 

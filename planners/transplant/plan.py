@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from mergeloom.engine.base.dtypes import BY_CODE
 from mergeloom.engine.base.records import dataclass
 from mergeloom.engine.graph.graph import GraphBuilder, Load, Merge
-from mergeloom.engine.graph.kernel import Copy
 from mergeloom.engine.storage.memory_source import MemorySource
 from mergeloom.methods.transplant import ways
 from mergeloom.methods.transplant.graft import OWN, PADDING, GraftRows, RowKinds, Way
 from mergeloom.methods.transplant.well_trained import WellTrained
 from mergeloom.planners.config.transplant import TransplantSettings
 from mergeloom.planners.models.model import Model
+from mergeloom.planners.models.rows import uncoded_load
 from mergeloom.planners.models.token_weights import Head
 from mergeloom.planners.transplant.pieces import piece_weights
 
@@ -206,10 +206,7 @@ def _length_shows_training(model: Model, is_head: bool) -> bool:
 
 def _rows(builder: GraphBuilder, model: Model, tensor: str, rows: Sequence[int]) -> Load:
     """Rows of a tensor of a model as a load of elements that are not packed or coded."""
-    node = model.node(builder, tensor, rows)
-    if isinstance(node, Load) and node.dtype.block == 1 and not node.dtype.codec:
-        return node
-    return builder.spill(builder.merge([node], Copy(), tensor) if isinstance(node, Load) else node)
+    return uncoded_load(builder, model.node(builder, tensor, rows), tensor)
 
 
 def _numbers(
