@@ -23,6 +23,7 @@ COMMANDS = (
     "plan",
     "merge",
     "transplant",
+    "extract",
     "status",
     "report",
     "explain",

@@ -27,7 +27,7 @@ MERGEKIT_COMMANDS = {
     "mergekit-multi": _STAGES,
     "mergekit-mega": _STAGES,
     "mergekit-moe": f"mixtures of experts are not made here; {_MERGE} merges dense models",
-    "mergekit-extract-lora": "adapters are not extracted here",
+    "mergekit-extract-lora": "'mergeloom extract MODEL BASE OUT' does it",
     "mergekit-tokensurgeon": "'mergeloom transplant MODEL DONOR OUT' does it",
     "mergekit-layershuffle": f"{_MERGE} takes any order of 'slices'",
     "mergekit-legacy": f"'mergeloom init MODEL MODEL' writes a configuration, {_MERGE} takes it",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 from mergeloom.command_line import Argument, Option
-from mergeloom.commands.merge import run_merge
-from mergeloom.engine.base.errors import Finding, LoomError
+from mergeloom.commands.unwritten import run_unwritten
 from mergeloom.engine.base.records import dataclass
 from mergeloom.options import (
     AsJson,
@@ -145,8 +143,6 @@ def transplant(
     row is approximated by its rows of shared tokens, and the coefficients are applied to MODEL's
     rows (orthogonal matching pursuit, arXiv:2506.06607).
     """
-    from mergeloom import api
-
     tokenizer: dict[str, Any] = {"source": donor, "transplant": rows.settings(seed)}
     if pad_to_multiple_of is not None:
         tokenizer["pad_to_multiple_of"] = pad_to_multiple_of
@@ -162,28 +158,14 @@ def transplant(
         printer.note("--byte-match: no effect: tokens that stand for the same bytes always match")
     if rows.batch_size is not None:
         printer.note("--batch-size: no effect: --ram bounds the memory")
-    try:
-        planned = api.plan(
-            configuration,
-            output=output,
-            **resources.arguments,
-            **search.arguments,
-            seed=seed,
-            max_shard_size=max_shard_size,
-            observer=printer.planning(),
-        )
-    except LoomError as error:
-        error.reword(_without_place)
-        raise
-    planned = replace(planned, findings=tuple(map(_without_place, planned.findings)))
-    if dry_run:
-        from mergeloom.report.terminal.plan import render_plan
-
-        printer.answer(planned.report, lambda: render_plan(planned.report))
-        return
-    run_merge(planned, output, printer, restart=restart)
-
-
-def _without_place(finding: Finding) -> Finding:
-    """A finding without its place in the configuration, which the user has not seen."""
-    return replace(finding, place=None)
+    run_unwritten(
+        configuration,
+        output,
+        printer,
+        search,
+        resources,
+        seed=seed,
+        max_shard_size=max_shard_size,
+        dry_run=dry_run,
+        restart=restart,
+    )

@@ -94,7 +94,7 @@ class ExtractionPlanner(Planner[ExtractDocument]):
         def left_out(model: str, tensor: str) -> LeftOutReason:
             if model == tuned.name and tensor in parts.left_out:
                 return parts.left_out[tensor], None
-            if tensor == tuned.tokens.head:
+            if tensor == tuned.tokens.head and tuned.tokens.kind is Head.TIED:
                 return "it is the embedding", None
             if model == base.name and tensor in parts.saved:
                 return _SAVED, None
@@ -184,10 +184,13 @@ class _Extraction:
             theirs, own = self._shape(name), self.tuned.shape(name)
             if own == theirs or (name in self.parts.saved and self._has_new_rows(name)):
                 continue
-            shapes = " and ".join("x".join(map(str, shape)) for shape in (own, theirs))
+            shapes = " and ".join(
+                f"{'x'.join(map(str, shape))} in '{model.name}'"
+                for shape, model in ((own, self.tuned), (theirs, self.base))
+            )
             tables = self.tuned.tokens.embedding, self.tuned.tokens.head
             raise CheckpointError(
-                f"'{name}' is {shapes} in '{self.tuned.name}' and '{self.base.name}'",
+                f"'{name}' is {shapes}",
                 remedy="'embeddings: save' saves a table of another vocabulary"
                 if name in tables
                 else "is this the model that it was trained from?",

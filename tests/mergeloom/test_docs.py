@@ -128,6 +128,7 @@ ELSEWHERE = {
     "--device": "needs a GPU",
     "--load": "needs transformers: tests/mergeloom/test_verify_load.py",
     "transplant": "tests/planners/transplant",
+    "extract": "tests/planners/extraction",
     "export": "needs gguf: tests/planners/export",
 }
 """Examples that are not run here, and why."""

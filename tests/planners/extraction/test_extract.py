@@ -199,7 +199,7 @@ def test_every_budget_gives_the_same_adapter(tmp_path: Path) -> None:
     saved("llama", tmp_path / "base", 0)
     saved("llama", tmp_path / "tuned", 1, 0.05)
     document = {"extract": {"model": str(tmp_path / "tuned"), "base_model": str(tmp_path / "base")}}
-    smallest = mergeloom.plan(document).report.memory.smallest
+    smallest = mergeloom.plan(document).report.memory.minimum_bytes
     mergeloom.merge(document, tmp_path / "one", ram=smallest + (64 << 20), threads=1)
     mergeloom.merge(document, tmp_path / "two", threads=4)
     files = [
@@ -229,7 +229,9 @@ def test_models_that_are_no_pair_are_refused(tmp_path: Path) -> None:
         "other", "base"
     )
     assert "its embedding is its head" in found("tied", "base")
-    assert "48x32 and 64x32" in found("base", "larger")
+    text = found("base", "larger")
+    assert "down_proj.weight' is 32x48 in '" in text
+    assert "and 32x64 in '" in text
     assert "is its own base model" in found("base", "base")
 
 
@@ -238,7 +240,7 @@ def test_mistakes_in_the_settings_are_named(tmp_path: Path) -> None:
     saved("llama", tmp_path / "tuned", 1)
     pair = {"model": str(tmp_path / "tuned"), "base_model": str(tmp_path / "base")}
     assert "'rank'" in refusal(tmp_path, {"extract": {**pair, "rank": 0}})
-    assert "choose save, lora, skip" in refusal(tmp_path, {"extract": {**pair, "embeddings": "x"}})
+    assert "known: lora, save, skip" in refusal(tmp_path, {"extract": {**pair, "embeddings": "x"}})
     assert "is not a regular expression" in refusal(tmp_path, {"extract": {**pair, "include": "("}})
     assert "write 'base_model: MODEL'" in refusal(tmp_path, {"extract": {"model": pair["model"]}})
     assert "is selected" in refusal(tmp_path, {"extract": {**pair, "include": "nothing"}})

@@ -1,0 +1,78 @@
+"""``mergeloom extract``: an adapter from a fine-tuned model and its base model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from mergeloom.command_line import Argument, Option
+from mergeloom.commands.unwritten import run_unwritten
+from mergeloom.engine.base.records import dataclass
+from mergeloom.options import AsJson, ModelSearch, OutputPath, ResourceOptions
+from mergeloom.printer import Printer
+
+
+@dataclass(frozen=True)
+class PartOptions:
+    """Options that say what of MODEL is in the adapter, and how."""
+
+    rank: Annotated[
+        int, Option("--rank", "--max-rank", min=1, metavar="N", help="Rank of the factors.")
+    ] = 32
+    embeddings: Annotated[
+        str,
+        Option(metavar="save|lora|skip", help="Whether embedding and head are saved as they are."),
+    ] = "save"
+    save: Annotated[
+        tuple[str, ...],
+        Option("--save", "--save-module", metavar="REGEX", help="Modules saved as they are."),
+    ] = ()
+    include: Annotated[
+        tuple[str, ...],
+        Option("--include", "--include-regex", "-i", metavar="REGEX", help="Only these modules."),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...],
+        Option("--exclude", "--exclude-regex", "-e", metavar="REGEX", help="Not these modules."),
+    ] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The same as in a configuration's ``extract``."""
+        patterns = {"save": self.save, "include": self.include, "exclude": self.exclude}
+        found = {key: list(given) for key, given in patterns.items() if given}
+        return {"rank": self.rank, "embeddings": self.embeddings, **found}
+
+
+def extract(
+    model: Annotated[str, Argument(metavar="MODEL", help="The fine-tuned model.")],
+    base: Annotated[str, Argument(metavar="BASE", help="The model that it was trained from.")],
+    output: OutputPath,
+    search: ModelSearch,
+    resources: ResourceOptions,
+    parts: PartOptions,
+    dtype: Annotated[
+        str | None, Option(metavar="TYPE", help="Dtype of the adapter. [default: MODEL's]")
+    ] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Show the plan; reads no weights.")] = False,
+    restart: Annotated[
+        bool, Option("--restart", help="Discard what an earlier run left in OUT.")
+    ] = False,
+    quiet: Annotated[
+        bool, Option("--quiet", "-q", help="Show nothing but warnings and errors.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a LoRA adapter to OUT that turns BASE into MODEL, approximately.
+
+    Weights of linear layers become two factors of rank N, the best approximation of what training
+    changed; norms, biases and tables of tokens are saved as they are. The same command continues
+    if interrupted.
+    """
+    pair = {"model": model, "base_model": base}
+    configuration: dict[str, Any] = {"extract": {**pair, **parts.settings}}
+    if dtype is not None:
+        configuration["dtype"] = dtype
+    printer = Printer(as_json, quiet)
+    run_unwritten(
+        configuration, output, printer, search, resources, dry_run=dry_run, restart=restart
+    )
