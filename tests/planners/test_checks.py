@@ -93,6 +93,12 @@ def test_values_that_the_tensors_contradict_are_named(folder: Path) -> None:
     )
 
 
+def test_rows_of_codebooks_are_no_contradiction(folder: Path) -> None:
+    """Kyutai's embedding has rows for codebooks besides those for tokens."""
+    change(folder / "b", vocab_size=20, codebook_vocab_size=12)
+    assert not any("has 32 rows" in each for each in plan_text(LINEAR, folder).warnings)
+
+
 def test_the_width_of_heads_is_not_that_of_the_model(folder: Path) -> None:
     """Classes write it before the model's, and it may happen to have the embedding's width."""
     for name in "ab":

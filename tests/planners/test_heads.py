@@ -39,6 +39,21 @@ def test_a_tied_embedding_stands_in_for_a_head(tmp_path: Path) -> None:
     ]
 
 
+def test_what_else_a_class_ties_stays_tied(tmp_path: Path) -> None:
+    """CSM's head has other rows than its embedding: the key ties two embeddings of it, and that of
+    its codec something else."""
+    llama(tmp_path / "a")
+    tensors = load_tensors(tmp_path / "a")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:20].clone()
+    config = {"num_hidden_layers": 4, "tie_word_embeddings": True}
+    codec = {"codec_config": {"tie_word_embeddings": True}}
+    for stored, expected in ((tensors, True), (load_tensors(tmp_path / "a"), False)):
+        write_checkpoint(tmp_path / "b", stored, {**config, **codec})
+        plan = plan_text("models: [b]\nmerge_method: passthrough", tmp_path)
+        assert plan.config["tie_word_embeddings"] is expected
+        assert plan.config["codec_config"] == {"tie_word_embeddings": True}
+
+
 def test_a_stored_head_of_a_tied_model_is_named_as_left_out(tmp_path: Path) -> None:
     config = {"num_hidden_layers": 2, "tie_word_embeddings": True}
     write_checkpoint(tmp_path / "a", llama_names(2), config)

@@ -52,6 +52,8 @@ def test_numbered_weights_beside_the_layers_belong_to_these() -> None:
     ]
     (tower,) = infer([*names("llm.layers.", 6, *BLOCK), *queries], {"num_hidden_layers": 6}).towers
     assert set(architecture.beside_layers(tower)) == {"llm.attn_res.mlp."}
+    between = names("layers.", 4, *BLOCK) + names("conv_layers.", 3, "norm.weight")
+    assert list(architecture.beside_layers(infer(between, {}).main)) == ["conv_layers."]
     assert not list(architecture.beside_layers(infer(names("layers.", 4, *BLOCK), {}).main))
 
 

@@ -42,6 +42,40 @@ def test_layer_outputs_may_be_counted_from_the_embedding_or_the_end() -> None:
     assert found["vision_feature_layer"] == [-3, 1]
 
 
+def test_the_number_of_an_output_counts_in_the_model_that_the_layer_is_from() -> None:
+    """The last but one of four layers is another than that of six."""
+    config = {
+        "model_type": "m",
+        "text_config": {"num_hidden_layers": 2},
+        "vision_feature_layer": -2,
+    }
+    four, six = (
+        model({**config, "vision_config": {"depth": n}}, {TEXT: 2, VISION: n}, str(n))
+        for n in (4, 6)
+    )
+    layers = [
+        *(SourceLayer(six[1], i) for i in range(3)),
+        *(SourceLayer(four[1], i) for i in (1, 2)),
+    ]
+    tower = RestackedTower(VISION, six[1], tuple(layers))
+    text = RestackedTower(TEXT, six[0], tuple(SourceLayer(six[0], i) for i in range(2)))
+    found = rewrite_layers(six[0].config, [text, tower])
+    assert found.refusals == []
+    assert found.config["vision_feature_layer"] == -1
+
+
+def test_an_output_beyond_the_last_layer_is_left_as_it_is() -> None:
+    taps = {"deepstack_visual_indexes": [1, 8, 16]}
+    found = with_vision(taps, [0, 0, 1, 2, 3, 4, 5])
+    assert found["vision_config"]["deepstack_visual_indexes"] == [2, 8, 16]
+
+
+def test_numbers_of_a_default_beyond_the_last_layer_name_none() -> None:
+    members = {"fullatt_block_indexes": [2, 7, 15]}
+    found = with_vision(members, [0, 2, 2, 3, 4, 5])
+    assert found["vision_config"]["fullatt_block_indexes"] == [1, 2]
+
+
 def test_pairs_of_layers_follow_the_tower_of_images() -> None:
     """Granite Vision 4 takes images of vision layers, most counted from the end."""
     pairs = {"deepstack_layer_map": [[-3, 1], [2, 0], [-1, 0]], "spatial_vision_layer": -2}
@@ -152,6 +186,17 @@ def test_the_same_factor_is_another_in_a_model_of_another_depth() -> None:
     assert ["which is 4 in 'm' and 9 in 'b'" in line for line in found.warnings] == [True]
 
 
+def test_layers_scaled_by_the_depth_of_another_model_are_warned_about() -> None:
+    """The output is as deep as the first model, and not as the second."""
+    three, four = (
+        model({"model_type": "esmc", "num_hidden_layers": n}, {"layers.": n}, str(n))[0]
+        for n in (3, 4)
+    )
+    layers = (*(SourceLayer(four, i) for i in range(3)), SourceLayer(three, 2))
+    found = rewrite_layers(four.config, [RestackedTower("default", four, layers)])
+    assert ["square root of the number of layers" in line for line in found.warnings] == [True]
+
+
 @pytest.mark.parametrize(
     ("config", "word"),
     [
@@ -160,6 +205,7 @@ def test_the_same_factor_is_another_in_a_model_of_another_depth() -> None:
             "scale_attn_by_inverse_layer_idx",
         ),
         ({"model_type": "diffllama"}, "lambda"),
+        ({"model_type": "big_bird"}, "random blocks"),
         ({"model_type": "minimax", "layer_types": ["full_attention"] * 4}, "decay"),
         ({"model_type": "bailing_moe_linear", "layer_group_size": 1}, "decay"),
         ({"model_type": "minicpm", "head_multi": True, "start_layer": 2}, "a head for each layer"),
