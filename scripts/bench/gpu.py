@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = Path(options.work or tempfile.mkdtemp(prefix="mergeloom-gpu-")).resolve()
     work.mkdir(parents=True, exist_ok=True)
     try:
-        place = Place(work, deadline, fake=options.without_hardware)
+        place = Place(work, deadline, fake=options.without_hardware, slower=options.slower)
         if options.wheels is not None:
             site = install(options.wheels, work / "site")
             sys.path.insert(0, str(site))
@@ -323,7 +323,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--large", choices=list(SHAPES), default="7b", metavar="SHAPE")
     parser.add_argument("--layers", type=int, default=8, metavar="N", help="of the large shape")
     parser.add_argument(
-        "--slower", type=float, default=1.0, metavar="N", help="multiply the limits of the parts"
+        "--slower", type=float, default=1.0, metavar="N", help="multiply the limits of time"
     )
     parser.add_argument(
         "--without-hardware", type=_bytes, metavar="SIZE", help="a device that is the CPU"

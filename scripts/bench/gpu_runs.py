@@ -27,7 +27,8 @@ class Place:
     """Where merges run: programs, folders, and the remaining time.
 
     ``sites`` are folders of Python packages that were installed for this; ``fake`` the bytes of a
-    device without hardware, if there is to be one.
+    device without hardware, if there is to be one. Limits of single processes are multiplied by
+    ``slower``.
     """
 
     work: Path
@@ -37,6 +38,7 @@ class Place:
     mergekit_sites: tuple[Path, ...] = ()
     device: str = "cuda"
     fake: int | None = None
+    slower: float = 1.0
 
     def variables(self, sites: Sequence[Path] = ()) -> dict[str, str]:
         """The environment of a process."""
@@ -51,12 +53,12 @@ class Place:
     def call(
         self, command: Sequence[str], most: float = MOST_SECONDS, sites: Sequence[Path] = ()
     ) -> Measured:
-        """Run a command within the remaining time, for ``most`` seconds at most.
+        """Run a command within the remaining time, for ``most`` times ``slower`` seconds at most.
 
         Raises:
             OutOfTimeError: there was not enough.
         """
-        allowed = self.deadline.within(most, LEAST_SECONDS)
+        allowed = self.deadline.within(most * self.slower, LEAST_SECONDS)
         own = Deadline(allowed)
         try:
             return run(
