@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from mergeloom.command_line import Argument, Option
+from mergeloom.command_line import HIDDEN, Argument, Option
 from mergeloom.commands.unwritten import run_unwritten
 from mergeloom.engine.base.records import dataclass
+from mergeloom.mergekit_flags import MergekitFlags, apply_flags
 from mergeloom.options import (
     AsJson,
     ModelSearch,
+    OutputOptions,
     OutputPath,
     ResourceOptions,
 )
@@ -117,6 +119,7 @@ def transplant(
     search: ModelSearch,
     resources: ResourceOptions,
     rows: RowOptions,
+    mergekit: Annotated[MergekitFlags, HIDDEN],
     pad_to_multiple_of: Annotated[
         int | None,
         Option(min=1, metavar="N", help="Pad the number of rows to a multiple of N."),
@@ -143,6 +146,14 @@ def transplant(
     row is approximated by its rows of shared tokens, and the coefficients are applied to MODEL's
     rows (orthogonal matching pursuit, arXiv:2506.06607).
     """
+    printer = Printer(as_json, quiet)
+    output_options, resources = apply_flags(
+        mergekit,
+        OutputOptions(seed=seed, max_shard_size=max_shard_size),
+        resources,
+        printer.note,
+    )
+    seed = output_options.seed
     tokenizer: dict[str, Any] = {"source": donor, "transplant": rows.settings(seed)}
     if pad_to_multiple_of is not None:
         tokenizer["pad_to_multiple_of"] = pad_to_multiple_of
@@ -153,7 +164,6 @@ def transplant(
     }
     if dtype is not None:
         configuration["dtype"] = dtype
-    printer = Printer(as_json, quiet)
     if rows.byte_match is not None:
         printer.note("--byte-match: no effect: tokens that stand for the same bytes always match")
     if rows.batch_size is not None:
@@ -165,7 +175,7 @@ def transplant(
         search,
         resources,
         seed=seed,
-        max_shard_size=max_shard_size,
+        max_shard_size=output_options.max_shard_size,
         dry_run=dry_run,
         restart=restart,
     )

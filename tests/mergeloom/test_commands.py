@@ -421,24 +421,18 @@ def test_transplant_gives_a_model_the_tokenizer_of_another(tmp_path: Path) -> No
 def test_flags_of_mergekit_tokensurgeon_without_effect_are_said_to_have_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    flags = "-bm yes --batch-size 8 --trust-remote-code --random-seed 3"
     with pytest.raises(LoomError, match="is neither a directory nor a hub id"):
         app(
-            [
-                "transplant",
-                "../a",
-                "../b",
-                str(tmp_path / "out"),
-                "-bm",
-                "yes",
-                "--batch-size",
-                "8",
-            ],
+            ["transplant", "../a", "../b", str(tmp_path / "out"), *flags.split()],
             "mergeloom",
             standalone_mode=False,
         )
     said = capsys.readouterr().err
     assert "--byte-match: no effect: tokens that stand for the same bytes always match" in said
     assert "--batch-size: no effect: --ram bounds the memory" in said
+    assert "--trust-remote-code: no effect: no code of a model is run" in said
+    assert "--random-seed: same as --seed 3" in said
 
 
 def test_messages_of_transplant_name_no_place_in_a_configuration(tmp_path: Path) -> None:
