@@ -76,8 +76,6 @@ def _read(value: Value, findings: Findings) -> AdaptersDocument | None:
         remedy = f"one of {', '.join(combinations.COMBINATIONS)}"
         findings.attempt(fields.require, "merge_method", remedy)
     items = fields.require(KEY).items(f"'{KEY}'")
-    if not items:
-        raise fields[KEY].error(f"'{KEY}' names none")
     found = [findings.attempt(_entry, item, kind, findings) for item in items]
     dtype = fields.read("dtype", lambda each: read_dtype(each, "dtype"))
     parameters = fields.read(

@@ -186,7 +186,8 @@ def _check_shapes(
                 for (rows, inside), each in zip(sizes, (first, other), strict=True)
             )
             raise CheckpointError(
-                f"'{name}' is a weight of {shapes}: they are adapters for different models"
+                f"'{name}' is a weight of {shapes}",
+                remedy="only adapters of one model can be combined",
             )
         ranks = [each.product.rank for each in (first, other)]
         if kind.what is Combined.FACTORS and ranks[0] != ranks[1]:

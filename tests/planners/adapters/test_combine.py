@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mergeloom
 from mergeloom.api import LoomWarning
@@ -321,6 +321,14 @@ def test_adapters_that_cannot_be_combined_are_refused_by_name(tmp_path: Path) ->
     assert "of the kind IA3" in refusal("svd", "one", "ia3")
     assert "named twice" in refusal("svd", "one", "one")
     assert "cannot be combined by 'slerp'" in refusal("slerp", "one", "two")
+    assert "'adapters' has no value" in refusal("svd")
+    nested = refusal("svd", "one", "base+acme/lora")
+    assert "base+acme/lora' is a model with an adapter: write 'adapter: acme/lora'" in nested
+    changed(tmp_path, "wide")
+    path = tmp_path / "wide" / "adapter_model.safetensors"
+    wide = {name: t if "lora_B" in name else t.repeat(1, 2) for name, t in load_file(path).items()}
+    save_file(wide, path)
+    assert ": only adapters of one model can be combined" in refusal("cat", "one", "wide")
     shutil.copytree(tmp_path / "one", tmp_path / "same")
     given = document(tmp_path, "cat", ["one"])
     given["adapters"].append({"adapter": str(tmp_path / "other"), "parameters": {"weight": 1}})
