@@ -181,7 +181,6 @@ class Executor:
 
     def _measure(self) -> None:
         self.progress.ledger_bytes = self._ledger.granted
-        self.progress.ledger_peak = self._ledger.peak
 
     def _guarded(self, body: Callable[[], None]) -> None:
         try:

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 class Progress:
     """Counters of a run, readable at any time from any thread.
 
-    ``ledger_bytes`` are granted now, ``ledger_peak`` is the largest number of bytes mapped at once;
-    ``current`` is the name of the merge begun last.
+    ``ledger_bytes`` are granted now; ``current`` is the name of the merge begun last.
     """
 
     read_bytes: int = 0
     write_bytes: int = 0
     merges_done: int = 0
     ledger_bytes: int = 0
-    ledger_peak: int = 0
     current: str = ""

@@ -20,9 +20,6 @@ from mergeloom.planners.vocabulary.tokenizer import SETTINGS_FILE
 from mergeloom.planners.vocabulary.tokens import read_content
 
 TEMPLATE_FILE = "chat_template.jinja"
-TEMPLATE_FOLDER = "additional_chat_templates"
-"""Folder of named templates, each in its own file."""
-
 _OLD_TEMPLATE_FILE = "chat_template.json"
 
 
