@@ -393,7 +393,7 @@ def _split_name(name: str) -> LayerName | None:
 Path = tuple[str, ...]
 
 
-_OTHER_SENSES = re.compile(r"vision|visual|image|video|audio|speech")
+_OTHER_SENSES = re.compile(r"vision|visual|image|video|audio|speech|codec|depth_decoder")
 """Parts of prefixes of towers that process no tokens."""
 
 

@@ -154,6 +154,11 @@ def conformer(model: Any) -> Any:
     return model.model.encoder(pixels(1, 40, 160))
 
 
+def codes_of_a_frame(model: Any) -> Any:
+    """What the depth decoder makes of one frame of sound."""
+    return model.depth_decoder(input_ids=tokens(4) % 16, backbone_last_hidden_state=pixels(1, 16))
+
+
 MORE = (
     Family(
         "granite4_vision",
@@ -284,6 +289,46 @@ MORE = (
             "audio_token_index": 60,
             "window_size": 4,
             "downsample_rate": 2,
+        },
+    ),
+    Family(
+        "csm",
+        "CsmForConditionalGeneration",
+        lambda model: model(input_ids=tokens(6)[..., None].expand(1, 6, 4) % 16),
+        (
+            Stack("backbone_model.layers", module="backbone_model"),
+            Stack(
+                "depth_decoder.model.layers",
+                module="depth_decoder",
+                root="depth_decoder",
+                run=codes_of_a_frame,
+            ),
+        ),
+        {
+            "vocab_size": 20,
+            "text_vocab_size": 64,
+            "num_codebooks": 4,
+            "codebook_pad_token_id": 18,
+            "codebook_eos_token_id": 0,
+            "audio_token_id": 60,
+            "audio_eos_token_id": 61,
+            "codec_config": {
+                "model_type": "mimi",
+                "num_filters": 4,
+                "codebook_size": 16,
+                "codebook_dim": 8,
+                "vector_quantization_hidden_dimension": 8,
+                "upsampling_ratios": [4, 2],
+                "upsample_groups": 4,
+                "num_quantizers": 4,
+                "num_key_value_heads": 2,
+            },
+            "depth_decoder_config": {
+                "backbone_hidden_size": 16,
+                "num_codebooks": 4,
+                "vocab_size": 20,
+                "max_position_embeddings": 8,
+            },
         },
     ),
 )

@@ -351,3 +351,16 @@ def test_splitting_names_in_a_row_is_splitting_each() -> None:
         assert {prefix: run.layers for prefix, run in numbered.items()} == expected
         whole = [name for name in order if architecture._split_name(name) is not None]
         assert sorted(name for run in numbered.values() for name in run.names) == sorted(whole)
+
+
+def test_the_main_tower_is_not_that_of_codebooks() -> None:
+    """CSM's head acts after its backbone, though its depth decoder may have as many layers."""
+    towers = (
+        "backbone_model.layers.",
+        "codec_model.encoder.layers.",
+        "depth_decoder.model.layers.",
+    )
+    stored = [name for prefix in towers for name in names(prefix, 4, *BLOCK)]
+    found = infer([*stored, "embed_text_tokens.weight", "lm_head.weight"], {})
+    assert found.main.prefix == "backbone_model.layers."
+    assert found.main.after == ("lm_head.weight",)
