@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mergeloom.report.output_records import Progress
     from mergeloom.results import MergeResult, PlannedMerge
     from mergeloom.running import RunningMerge, start
+    from mergeloom.transplanting import plan_transplant, transplant
     from mergeloom.version import VERSION as __version__
 
 __all__ = [
@@ -70,12 +71,14 @@ __all__ = [
     "list_methods",
     "merge",
     "plan",
+    "plan_transplant",
     "read_details",
     "read_report",
     "register_method",
     "schema",
     "start",
     "status",
+    "transplant",
     "verify",
 ]
 
@@ -88,6 +91,8 @@ _ELSEWHERE = {
     "PlannedMerge": ("mergeloom.results", "PlannedMerge"),
     "RunningMerge": ("mergeloom.running", "RunningMerge"),
     "start": ("mergeloom.running", "start"),
+    "plan_transplant": ("mergeloom.transplanting", "plan_transplant"),
+    "transplant": ("mergeloom.transplanting", "transplant"),
     "__version__": ("mergeloom.version", "VERSION"),
 }
 

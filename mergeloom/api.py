@@ -21,9 +21,14 @@ from mergeloom.engine.hardware.accelerators import AUTO, Accelerator, choose
 from mergeloom.engine.plan.schedule import schedule
 from mergeloom.engine.storage.source import IOMode
 from mergeloom.methods.ops.arithmetic import TORCH, cpu_arithmetic
-from mergeloom.planners.config.config import Configuration
-from mergeloom.planners.config.findings import refuse_unknown
-from mergeloom.planners.config.load import config_from_data, load_config, parse_config
+from mergeloom.planners.config.config import Configuration, Document
+from mergeloom.planners.config.findings import Findings, refuse_unknown
+from mergeloom.planners.config.load import (
+    LookFurther,
+    config_from_data,
+    load_config,
+    parse_config,
+)
 from mergeloom.planners.config.settings import Setting, parse_setting, setting_from_value
 from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.plan import Plan, make_plan
@@ -240,14 +245,18 @@ def merge(
         Finding(text, code="run", severity=Severity.WARNING) for text in outcome.warnings
     )
     issue_warnings(findings, observer)
-    checked = None
-    if number:
-        from mergeloom.check import check_output
-
-        checked = check_output(planned.plan, directory, number, planned.budget_bytes)
-    result = MergeResult(directory, planned, outcome, checked, findings, watch.samples)
+    result = MergeResult(directory, planned, outcome, None, findings, watch.samples)
     if not outcome.was_finished:
         store_reports(result, directory)
+    if number:
+        from mergeloom.check import check_output
+        from mergeloom.report.plan import check_report
+        from mergeloom.report.stored import record_check
+
+        checked = check_output(planned.plan, directory, number, planned.budget_bytes)
+        record_check(directory, check_report(checked))
+        checked.raise_if_wrong()
+        result = replace(result, checked=checked)
     return result
 
 
@@ -314,15 +323,26 @@ def planner_arguments(
         arguments.boolean(allow_truncated_embeddings, "allow_truncated_embeddings"),
         arguments.boolean(allow_different_architectures, "allow_different_architectures"),
     )
-    configuration = _configuration(config, _settings(settings))
+    unplaced = resolver_for(model_dirs, search, observer)
+
+    def look_further(documents: Sequence[Document], path: Path | None, found: Findings) -> None:
+        from mergeloom.planners.early import check_early
+
+        check_early(documents, _beside(unplaced, path), found)
+
+    configuration = _configuration(config, _settings(settings), look_further)
     if arguments.boolean(strict, "strict"):
         refuse_unknown(configuration.warnings)
-    resolver = resolver_for(configuration, model_dirs, search, observer)
-    return configuration, resolver, options
+    _check_model_dirs(configuration, unplaced.model_dirs)
+    return configuration, _beside(unplaced, configuration.path), options
+
+
+def _beside(resolver: Resolver, config: Path | None) -> Resolver:
+    """A resolver that also takes paths as relative to the folder of a configuration."""
+    return resolver if config is None else replace(resolver, relative_to=config.parent)
 
 
 def resolver_for(
-    configuration: Configuration | None,
     model_dirs: Mapping[str, Pathlike] | None,
     search: Pathlike | Sequence[Pathlike],
     observer: Observer,
@@ -330,18 +350,11 @@ def resolver_for(
     """The resolver of model references; see `plan`.
 
     Raises:
-        LoomError: an argument is invalid. ConfigError: a directory is given for a model that the
-        configuration does not name.
+        LoomError: an argument is invalid.
     """
-    given = arguments.paths_by_name(model_dirs or {}, "model_dirs")
-    relative_to = None
-    if configuration is not None:
-        _check_model_dirs(configuration, given)
-        relative_to = configuration.path.parent if configuration.path is not None else None
     return Resolver(
-        model_dirs=given,
+        model_dirs=arguments.paths_by_name(model_dirs or {}, "model_dirs"),
         search=[*arguments.paths_of(search, "search"), *_search_folders()],
-        relative_to=relative_to,
         download=observer.downloading,
     )
 
@@ -359,19 +372,22 @@ def _check_model_dirs(configuration: Configuration, given: Mapping[str, Path]) -
             )
 
 
-def _configuration(config: object, settings: Sequence[Setting]) -> Configuration:
+def _configuration(
+    config: object, settings: Sequence[Setting], look_further: LookFurther
+) -> Configuration:
     if isinstance(config, Configuration):
         if not settings:
             return config
         return parse_config(config.text, "config", config.path, settings=settings)
     if isinstance(config, Mapping):
-        return config_from_data(config, settings)
+        return config_from_data(config, settings, look_further)
     if isinstance(config, str) and "\n" in config:
         raise LoomError(
             f"config must be a path or a mapping, not {config[:30]!a}, the text of a configuration",
             remedy="parse it (yaml.safe_load), or write it to a file",
         )
-    return load_config(arguments.path_of(config, "config", "a path or a mapping"), settings)
+    path = arguments.path_of(config, "config", "a path or a mapping")
+    return load_config(path, settings, look_further)
 
 
 def _settings(given: object) -> list[Setting]:

@@ -17,6 +17,7 @@ from mergeloom.engine.base.errors import LoomError
 from mergeloom.engine.base.suggest import suggest
 from mergeloom.packages import missing_package
 from mergeloom.python_words import in_python
+from mergeloom.transplanting import TRANSPLANT_OPTIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,7 +55,7 @@ def _check_call(
     kinds = {each.name: each.kind for each in signature.parameters.values()}
     known = {each for each, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD}
     if len(known) < len(kinds):
-        known |= PLAN_OPTIONS
+        known |= TRANSPLANT_OPTIONS if name == "transplant" else PLAN_OPTIONS
     for each in named:
         if each not in known:
             raise LoomError(f"there is no option {each!r}", remedy=suggest(each, known))

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.graph.graph import Write
@@ -26,22 +26,30 @@ if TYPE_CHECKING:
 
 @dataclass
 class Checked:
-    """The numbers of recomputed ``tensors`` and ``elements``; all were correct.
+    """The numbers of recomputed ``tensors`` and ``elements`` that were correct.
 
-    ``passed_over`` counts chosen tensors that could not be recomputed, by reason.
+    ``passed_over`` counts chosen tensors that could not be recomputed, by reason. ``wrong`` says
+    which tensor was not correct, after which the check ended.
     """
 
     tensors: int = 0
     elements: int = 0
     passed_over: dict[str, int] = field(default_factory=dict)
+    wrong: str | None = None
 
-    def document(self) -> dict[str, Any]:
-        """The result for ``--json``."""
-        return {
-            "tensors": self.tensors,
-            "elements": self.elements,
-            "passed_over": self.passed_over,
-        }
+    def raise_if_wrong(self) -> None:
+        """Raise if a tensor was not correct.
+
+        Raises:
+            RunError: one was not.
+        """
+        if self.wrong is not None:
+            raise RunError(
+                self.wrong,
+                remedy="do not use this output; merge again with --restart, and report it if that "
+                "continues",
+                code="wrong",
+            )
 
 
 def check_output(
@@ -54,7 +62,7 @@ def check_output(
     element.
 
     Raises:
-        RunError: a tensor is wrong.
+        RunError: a file cannot be read.
     """
     rng = rng or random.Random()
     writes = {write.name: write for write in plan.graph.writes}
@@ -75,7 +83,15 @@ def check_output(
         if reason is not None:
             checked.passed_over[reason] = checked.passed_over.get(reason, 0) + 1
             continue
-        checked.elements += _check_rows(tensor, writes[tensor.name], plan, output, rows)
+        wrong, elements = _check_rows(tensor, writes[tensor.name], plan, output, rows)
+        if wrong:
+            write = writes[tensor.name]
+            checked.wrong = (
+                f"'{write.name}' in '{write.file.name}' is wrong in {wrong} of {elements} elements "
+                "that were computed again"
+            )
+            break
+        checked.elements += elements
         checked.tensors += 1
     return checked
 
@@ -116,11 +132,12 @@ def _rows(
 
 def _check_rows(
     tensor: TensorPlan, write: Write, plan: Plan, output: Path, rows: tuple[int, int] | None
-) -> int:
-    """Compare rows of a tensor with their recomputed values; returns the number of elements.
+) -> tuple[int, int]:
+    """Compare rows of a tensor with their recomputed values; returns the numbers of wrong elements
+    and of all.
 
     Raises:
-        RunError: some of them are wrong.
+        RunError: a file cannot be read.
     """
     import torch
 
@@ -131,7 +148,7 @@ def _check_rows(
         found = _read(output / write.file.name, write.name, rows)
         inputs = [_read(path, name, rows) for path, name in _input_locations(tensor)]
         if not found.numel():
-            return 0
+            return 0, 0
         if not found.dtype.is_floating_point:
             wrong = found != inputs[0]
         else:
@@ -140,15 +157,7 @@ def _check_rows(
             expected = reference.evaluate(method, merge, inputs)
             assert expected is not None
             wrong = reference.mismatches(found, expected)
-        number = int(wrong.sum())
-        if number:
-            raise RunError(
-                f"'{write.name}' in '{write.file.name}' is wrong in {number} of {found.numel()} "
-                "elements that were computed again",
-                remedy="do not use this output; merge again with --restart, and report it if that "
-                "continues",
-            )
-        return found.numel()
+        return int(wrong.sum()), found.numel()
 
 
 def _input_locations(tensor: TensorPlan) -> Iterator[tuple[str, str]]:

@@ -59,7 +59,7 @@ def export(
     budget = process.default_budget() if ram is None else arguments.size(ram, "ram")
     workers = None if threads is None else arguments.integer(threads, "threads", 1)
     name = os.fspath(model)
-    resolver = resolver_for(None, model_dirs, search, observer)
+    resolver = resolver_for(model_dirs, search, observer)
     planned = plan_export(
         name, resolver, kind, path.stem, arguments.boolean(tokenizer, "tokenizer")
     )

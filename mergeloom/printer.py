@@ -128,7 +128,7 @@ class Printer:
         from mergeloom.api import Observer
 
         if self.quiet or self.json_lines:
-            for finding in planned.warnings:
+            for finding in planned.findings:
                 self.warn(finding)
             yield Observer(
                 progressed=_JsonLines(self) if self.json_lines else None,

@@ -16,6 +16,8 @@ from mergeloom.engine.base.errors import Finding
 _FLAGS = {
     "allow-truncated-embeddings": "allow_truncated_embeddings=True",
     "allow-different-architectures": "allow_different_architectures=True",
+    "cosine": "cosine",
+    "exclude-undertrained": "exclude_undertrained",
     "load": "load=True",
     "no-tokenizer": "tokenizer=False",
     "overwrite": "overwrite=True",
@@ -30,11 +32,15 @@ _WITH_VALUES = {
     "check": _VALUE,
     "device": _VALUE,
     "max-shard-size": _VALUE,
+    "k": _VALUE,
     "method": r"[\w.]+",
+    "prefix": _VALUE,
     "ram": _VALUE,
     "seed": _VALUE,
+    "subword": _VALUE,
     "threads": _VALUE,
     "vram": _VALUE,
+    "weights": _VALUE,
 }
 _SET = "--set "
 _MAPPINGS = {"model-dir": "model_dirs", "set": "settings"}

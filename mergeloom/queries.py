@@ -124,7 +124,7 @@ def inspect(
     if path.exists():
         return inspect_report(StoredModel(str(model), open_checkpoint(path)))
     reference = parse_reference(str(model))
-    resolver = resolver_for(None, model_dirs, search, observer or Observer())
+    resolver = resolver_for(model_dirs, search, observer or Observer())
     directory = resolver.directory(reference.model)
     return inspect_report(StoredModel(str(model), open_checkpoint(directory)))
 
@@ -161,7 +161,7 @@ def diff(
         os.fspath(a),
         os.fspath(b),
         None if base is None else os.fspath(base),
-        resolver_for(None, model_dirs, search, observer),
+        resolver_for(model_dirs, search, observer),
         pattern,
     )
     measuring = _plan_measuring(found.graph, ram, threads)
@@ -220,7 +220,7 @@ def diff_inputs(
         os.fspath(path),
         compared_tensors(report, details),
         common_base(report),
-        resolver_for(None, directories, (), observer),
+        resolver_for(directories, (), observer),
     )
     measuring = _plan_measuring(found.graph, ram, threads)
     results = _measure(measuring, observer)

@@ -12,6 +12,7 @@ from mergeloom.engine.hardware.spec import Machine
 from mergeloom.engine.plan.schedule import Schedule
 from mergeloom.engine.run.clone import NO_CLONES, CloneBytes
 from mergeloom.planners.plan import Plan
+from mergeloom.python_words import in_python
 
 if TYPE_CHECKING:
     from mergeloom.check import Checked
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from mergeloom.engine.run.outcome import Outcome
     from mergeloom.report.detail_records import DetailsReport, Sample
     from mergeloom.report.plan_records import (
+        BudgetsReport,
         DiskReport,
         MergeReport,
         Options,
         OutputState,
         PlanReport,
     )
+    from mergeloom.report.records import TaskList
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,8 +72,21 @@ class PlannedMerge:
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """Warnings of the plan."""
-        return self.findings
+        """Warnings of the plan, which name arguments where those of the command line name
+        options."""
+        return tuple(map(in_python, self.findings))
+
+    def budgets(self) -> BudgetsReport:
+        """Memory budgets with their effect: the content of ``mergeloom plan --budgets --json``."""
+        from mergeloom.report.budgets import budgets_report
+
+        return budgets_report(self)
+
+    def tasks(self) -> TaskList:
+        """The tasks in execution order: the content of ``mergeloom plan --tasks --json``."""
+        from mergeloom.report.tasks import task_list
+
+        return task_list(self)
 
     def document(self) -> dict[str, Any]:
         """The document printed by ``mergeloom plan --json``."""
@@ -123,8 +139,8 @@ class MergeResult:
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """Warnings of the plan and of the run."""
-        return (*self.report.warnings, *self.report.run_warnings)
+        """Warnings of the plan and of the run, in Python's words."""
+        return (*self.planned.warnings, *map(in_python, self.findings))
 
     def document(self) -> dict[str, Any]:
         """The document printed by ``mergeloom merge --json``."""

@@ -28,6 +28,7 @@ from mergeloom.planners import registry
 from mergeloom.planners.config.config import Configuration
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.yaml_values import Value, load_documents
+from mergeloom.planners.early import check_early
 from mergeloom.planners.models.checkpoint import Checkpoint
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
@@ -209,6 +210,8 @@ def decide(
     place = Path() if configuration.path is None else configuration.path.parent
     folder = LocalFolder(place, confined=False)
     planning = PlanningContext(models, options, GraphBuilder(), findings, folder, keeps_plans)
+    check_early(configuration.documents, resolver, findings)
+    findings.check()
     recipes = []
     for document in configuration.documents:
         planner = registry.get(document.planner)

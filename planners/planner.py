@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Set
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from mergeloom.engine.base.records import dataclass
@@ -12,8 +13,10 @@ if TYPE_CHECKING:
     from mergeloom.engine.graph.graph import GraphBuilder
     from mergeloom.engine.storage.folder import Folder
     from mergeloom.planners.config.findings import Findings
+    from mergeloom.planners.config.model_reference import ModelReference
     from mergeloom.planners.config.yaml_values import Value
     from mergeloom.planners.models.pool import Models
+    from mergeloom.planners.models.resolve import Resolver
     from mergeloom.planners.recipe import Recipe
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -64,6 +67,28 @@ class Planner(ABC, Generic[D]):
         Raises:
             ConfigError: it is invalid.
         """
+
+    def check_early(
+        self, document: D, resolver: Resolver, stages: Set[str], findings: Findings
+    ) -> None:
+        """Add errors that are known before any model is opened: by default, models that are missing
+        for certain. ``stages`` are the names of all documents. The document may be incomplete, if
+        ``findings`` has errors about it."""
+        self.check_models(document.named_models(), document, resolver, stages, findings)
+
+    def check_models(
+        self,
+        references: Iterable[ModelReference],
+        document: D,
+        resolver: Resolver,
+        stages: Set[str],
+        findings: Findings,
+    ) -> None:
+        """Add errors about those of a document's models that are missing for certain."""
+        for reference in references:
+            if str(reference) not in stages:
+                with findings.attempting(document.place_of(reference)):
+                    resolver.check(reference, stages)
 
     @abstractmethod
     def plan(self, document: D, planning: PlanningContext) -> Recipe:

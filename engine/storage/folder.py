@@ -181,8 +181,9 @@ class LocalFolder(_Local):
         is_in_cache = folder == "blobs" and model.startswith("models--")
         if not is_in_cache and not target.is_relative_to(self.path.resolve()):
             raise CheckpointError(
-                f"'{path}' is a link that leads outside the checkpoint's directory",
-                remedy="replace it by the file itself",
+                f"'{path}' is a link that leads outside the checkpoint's directory, to '{target}'",
+                remedy="a model's files may be published with the output, so they must be its own: "
+                "replace the link by the file, or copy the directory with 'cp -rL'",
             )
         return path
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import fields
+from typing import Annotated
 
 from mergeloom.command_line import HIDDEN, Argument, Option
-from mergeloom.commands.unwritten import run_unwritten
+from mergeloom.commands.merge import run_merge
 from mergeloom.engine.base.records import dataclass
 from mergeloom.mergekit_flags import MergekitFlags, apply_flags
 from mergeloom.options import (
@@ -84,6 +85,11 @@ class RowOptions:
         ),
     ] = False
 
+
+@dataclass(frozen=True)
+class IgnoredOptions:
+    """Options of mergekit-tokensurgeon that change nothing here."""
+
     byte_match: Annotated[
         str | None,
         Option(
@@ -98,19 +104,6 @@ class RowOptions:
         Option(metavar="N", help="No effect: --ram limits memory."),
     ] = None
 
-    def settings(self, seed: int) -> dict[str, Any]:
-        """The same as a configuration's ``transplant``, with what the method uses."""
-        settings: dict[str, Any] = {"method": self.method, "prefix": self.prefix}
-        if self.method in ("omp", "interpolation", "common_interpolation"):
-            settings |= {"k": self.k, "exclude_undertrained": self.exclude_undertrained}
-        if self.method in ("interpolation", "common_interpolation"):
-            settings |= {"cosine": self.cosine, "weights": self.weights}
-        if self.method == "subword":
-            settings["subword"] = self.subword
-        if self.method in ("random", "randn", "john_hewitt"):
-            settings["seed"] = seed
-        return settings
-
 
 def transplant(
     model: Annotated[str, Argument(metavar="MODEL", help="A directory or a hub id.")],
@@ -120,6 +113,7 @@ def transplant(
     resources: ResourceOptions,
     rows: RowOptions,
     mergekit: Annotated[MergekitFlags, HIDDEN],
+    ignored: IgnoredOptions,
     pad_to_multiple_of: Annotated[
         int | None,
         Option(min=1, metavar="N", help="Pad the number of rows to a multiple of N."),
@@ -146,6 +140,8 @@ def transplant(
     row is approximated by its rows of shared tokens, and the coefficients are applied to MODEL's
     rows (orthogonal matching pursuit, arXiv:2506.06607).
     """
+    from mergeloom import transplanting
+
     printer = Printer(as_json, quiet)
     output_options, resources = apply_flags(
         mergekit,
@@ -154,28 +150,26 @@ def transplant(
         printer.note,
     )
     seed = output_options.seed
-    tokenizer: dict[str, Any] = {"source": donor, "transplant": rows.settings(seed)}
-    if pad_to_multiple_of is not None:
-        tokenizer["pad_to_multiple_of"] = pad_to_multiple_of
-    configuration: dict[str, Any] = {
-        "merge_method": "passthrough",
-        "models": [{"model": model}],
-        "tokenizer": tokenizer,
-    }
-    if dtype is not None:
-        configuration["dtype"] = dtype
-    if rows.byte_match is not None:
+    if ignored.byte_match is not None:
         printer.note("--byte-match: no effect: tokens that stand for the same bytes always match")
-    if rows.batch_size is not None:
+    if ignored.batch_size is not None:
         printer.note("--batch-size: no effect: --ram bounds the memory")
-    run_unwritten(
-        configuration,
-        output,
-        printer,
-        search,
-        resources,
+    planned = transplanting.plan_transplant(
+        model,
+        donor,
+        **{field.name: getattr(rows, field.name) for field in fields(rows)},
+        pad_to_multiple_of=pad_to_multiple_of,
+        dtype=dtype,
+        output=output,
+        **resources.arguments,
+        **search.arguments,
         seed=seed,
         max_shard_size=output_options.max_shard_size,
-        dry_run=dry_run,
-        restart=restart,
+        observer=printer.planning(),
     )
+    if dry_run:
+        from mergeloom.report.terminal.plan import render_plan
+
+        printer.answer(planned.report, lambda: render_plan(planned.report))
+        return
+    run_merge(planned, output, printer, restart=restart)

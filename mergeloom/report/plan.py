@@ -47,7 +47,7 @@ def merge_report(result: MergeResult) -> MergeReport:
         measured=plan_records.Measured(**measured),
         predicted=predicted,
         run_warnings=result.findings,
-        checked=None if result.checked is None else _check_report(result.checked),
+        checked=None if result.checked is None else check_report(result.checked),
         coding_errors=_coding_errors(result),
     )
 
@@ -151,8 +151,11 @@ def _coding_errors(result: MergeResult) -> tuple[plan_records.CodingError, ...]:
     return tuple(plan_records.CodingError(*each) for each in found)
 
 
-def _check_report(checked: Checked) -> plan_records.CheckReport:
-    return plan_records.CheckReport(checked.tensors, checked.elements, dict(checked.passed_over))
+def check_report(checked: Checked) -> plan_records.CheckReport:
+    """The record of a check."""
+    return plan_records.CheckReport(
+        checked.tensors, checked.elements, dict(checked.passed_over), checked.wrong
+    )
 
 
 def _device_report(device: Accelerator) -> plan_records.DeviceReport:

@@ -309,7 +309,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The result of ``--check``; all recomputed tensors were correct.
+    """The result of ``--check``: the numbers of ``tensors`` and ``elements`` that were correct.
 
     ``passed_over`` counts chosen tensors that could not be recomputed, by reason.
     """
@@ -317,6 +317,8 @@ class CheckReport:
     tensors: int
     elements: int
     passed_over: Mapping[str, int]
+    wrong: str | None = None
+    """Which tensor was not correct, after which the check ended; null if all were."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from mergeloom.engine.storage.files import write_file
 from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.document import Document
 from mergeloom.report.json import decode, encode
-from mergeloom.report.plan_records import MergeReport
+from mergeloom.report.plan_records import CheckReport, MergeReport
 
 if TYPE_CHECKING:
     from mergeloom.results import MergeResult
@@ -32,9 +33,19 @@ def store_reports(result: MergeResult, output: Path) -> None:
     if len(result.planned.plan.graph.writes) <= _MAX_DETAILED_TENSORS:
         found[DETAILS_FILE] = result.details
     for name, record in found.items():
-        content = encode(record, None).encode()
         with contextlib.suppress(Exception):
-            write_file(output / DIRECTORY / name, gzip.compress(content, 1, mtime=0))
+            _store(record, name, output)
+
+
+def _store(record: Document, name: str, output: Path) -> None:
+    content = gzip.compress(encode(record, None).encode(), 1, mtime=0)
+    write_file(output / DIRECTORY / name, content)
+
+
+def record_check(output: Path, checked: CheckReport) -> None:
+    """Write the result of a later check into the report of a merge, if it is there."""
+    with contextlib.suppress(Exception):
+        _store(replace(stored_report(output), checked=checked), REPORT_FILE, output)
 
 
 def stored_report(output: Path) -> MergeReport:

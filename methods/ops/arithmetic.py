@@ -7,6 +7,7 @@ Importing this module loads neither torch nor machine code.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
@@ -88,6 +89,9 @@ _NEED_NUMPY = frozenset(
 )
 """Operations that import numpy."""
 
+_LLVM_BYTES, _FUNCTIONS_BYTES, _NUMPY_BYTES = 36 * MIB, 16 * MIB, 20 * MIB
+"""Measured memory that loading LLVM, functions by it, and numpy adds to a process. The first and
+last stay loaded, so that a later run of the same process has them already."""
 _CODEC_BYTES = 8 * MIB
 """Bytes of the library that decodes blocks."""
 
@@ -187,7 +191,10 @@ class CompiledArithmetic(Arithmetic):
 
     def library_bytes(self, operations: frozenset[str]) -> int:
         codec = _CODEC_BYTES if DECODING.operation in operations else 0
-        return (72 if operations & (_NEED_NUMPY | {DECODING.operation}) else 52) * MIB + codec
+        own = _FUNCTIONS_BYTES + (0 if "llvmlite.binding" in sys.modules else _LLVM_BYTES)
+        if operations & (_NEED_NUMPY | {DECODING.operation}) and "numpy" not in sys.modules:
+            own += _NUMPY_BYTES
+        return own + codec
 
     def missing(self, operations: frozenset[str]) -> frozenset[str]:
         return self._code(operations) - self._library.built()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from functools import cached_property
 from typing import ClassVar
 
@@ -24,6 +25,7 @@ from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.models.adapter import CONFIG, WEIGHTS, Adapter
 from mergeloom.planners.models.architecture import Architecture
 from mergeloom.planners.models.model import PlannedModel, StoredModel
+from mergeloom.planners.models.resolve import Resolver, has_adapter_at
 from mergeloom.planners.outline import Outline, OutlinePart, OutlineSlice, OutlineSource
 from mergeloom.planners.output.side_files import as_json
 from mergeloom.planners.planner import Planner, PlanningContext
@@ -49,6 +51,13 @@ class AdaptersPlanner(Planner[AdaptersDocument]):
 
     def read(self, value: Value, findings: Findings) -> AdaptersDocument | None:
         return read_document(value, findings)
+
+    def check_early(
+        self, document: AdaptersDocument, resolver: Resolver, stages: Set[str], findings: Findings
+    ) -> None:
+        for entry in document.adapters:
+            with findings.attempting(entry.place):
+                resolver.find_offline(entry.adapter.model, has_adapter_at)
 
     def plan(self, document: AdaptersDocument, planning: PlanningContext) -> Recipe:
         adapters = _open_adapters(document, planning)

@@ -41,6 +41,11 @@ class Findings:
         if finding.severity is Severity.ERROR and self._kind is None:
             self._kind = kind
 
+    def extend(self, others: Iterable[Finding]) -> None:
+        """Add several findings."""
+        for finding in others:
+            self.add(finding)
+
     def error(self, place: Place, cause: str, remedy: str = "", code: str = "") -> None:
         self.add(Finding(cause, place, remedy, code or ConfigError.kind))
 
@@ -66,6 +71,19 @@ class Findings:
             return None
 
     @contextmanager
+    def attempting(self, place: Place) -> Iterator[None]:
+        """A context that ends at an error and collects it; without a place it gets ``place``."""
+        try:
+            yield
+        except LoomError as error:
+            self._collect(error.at(place))
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The errors among the findings."""
+        return [each for each in self if each.severity is Severity.ERROR]
+
+    @contextmanager
     def collecting(self, place: Place) -> Iterator[None]:
         """A context that raises an error together with all earlier findings; an error without a
         place gets ``place``."""
@@ -85,7 +103,7 @@ class Findings:
         found = sorted(self, key=_by_line)
         if self._kind is None:
             return _limited(found)
-        errors = [each for each in found if each.severity is Severity.ERROR]
+        errors = sorted(self.errors, key=_by_line)
         warnings = [each for each in found if each.severity is Severity.WARNING]
         raise self._kind.of([*_limited(warnings), *_limited(errors)])
 

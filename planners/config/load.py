@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ from mergeloom.planners.registry import planner_for
 
 STANDARD_INPUT = Path("-")
 
+LookFurther = Callable[[Sequence[Document], Path | None, Findings], None]
+"""Called if a configuration has errors, with its documents as far as they could be read and the
+path of its file; adds other errors, so that all are reported at once."""
+
 _SUFFIXES = frozenset({".yml", ".yaml", ".json"})
 _CARD_KEY = re.compile(
     r"^(license|library_name|language|tags|pipeline_tag|datasets)\s*:", re.MULTILINE
@@ -35,8 +39,11 @@ _CONFIGURATION_KEY = re.compile(
 """Keys of a model card's front matter, and keys that identify a configuration."""
 
 
-def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
-    """Read a configuration file (``-`` for standard input) and apply ``settings`` to it.
+def load_config(
+    path: Path, settings: Sequence[Setting] = (), look_further: LookFurther | None = None
+) -> Configuration:
+    """Read a configuration file (``-`` for standard input) and apply ``settings`` to it. For
+    ``look_further`` see `LookFurther`.
 
     Raises:
         ConfigError: it cannot be read or is invalid; the message has file, line and key of every
@@ -79,8 +86,8 @@ def load_config(path: Path, settings: Sequence[Setting] = ()) -> Configuration:
             remedy="copy the configuration it contains into a separate file",
         )
     if stream:
-        return parse_config(text, "stdin", settings=settings)
-    return parse_config(text, path.name, path, settings=settings)
+        return parse_config(text, "stdin", settings=settings, look_further=look_further)
+    return parse_config(text, path.name, path, settings=settings, look_further=look_further)
 
 
 def _is_model_card(text: str) -> bool:
@@ -111,9 +118,11 @@ def parse_config(
     path: Path | None = None,
     lines: bool = True,
     settings: Sequence[Setting] = (),
+    look_further: LookFurther | None = None,
 ) -> Configuration:
     """Parse ``text`` and apply ``settings``. Messages call the text ``file``, and include line
-    numbers unless ``lines`` is false because the user has not seen the text.
+    numbers unless ``lines`` is false because the user has not seen the text. For ``look_further``
+    see `LookFurther`.
 
     Raises:
         ConfigError: it is invalid; the message has file, line and key of every error.
@@ -138,18 +147,26 @@ def parse_config(
     ordered = complete
     if len(complete) == len(values):
         ordered = _in_dependency_order(complete, findings)
+    if findings.errors and look_further is not None:
+        look_further(complete, path, findings)
     warnings = findings.check()
     check_settings(warnings)
     return Configuration(tuple(ordered), text, path, warnings)
 
 
-def config_from_data(data: Mapping[Any, Any], settings: Sequence[Setting] = ()) -> Configuration:
-    """Build a configuration from Python data, as from the same YAML, and apply ``settings``.
+def config_from_data(
+    data: Mapping[Any, Any],
+    settings: Sequence[Setting] = (),
+    look_further: LookFurther | None = None,
+) -> Configuration:
+    """Build a configuration from Python data, as from the same YAML, and apply ``settings``. For
+    ``look_further`` see `LookFurther`.
 
     Raises:
         ConfigError: it is invalid; the message has the key of every error.
     """
-    return parse_config(yaml_text(data, "config"), "config", lines=False, settings=settings)
+    text = yaml_text(data, "config")
+    return parse_config(text, "config", None, False, settings, look_further)
 
 
 def _in_dependency_order(documents: Sequence[Document], findings: Findings) -> list[Document]:

@@ -302,7 +302,9 @@ def _no_config_error(folder: Folder) -> CheckpointError:
             remedy="copy it from the original model; or let 'tensors: same' in the configuration "
             "merge weights as they are",
         )
-    near = next((name for name in folder.folders() if folder.has(f"{name}/config.json")), None)
+    snapshots = (f"snapshots/{name}" for name in folder.folder("snapshots").folders())
+    below = (*folder.folders(), *snapshots)  # a model of the hub's cache has the latter
+    near = next((name for name in below if folder.has(f"{name}/config.json")), None)
     return CheckpointError(
         f"'{folder.name}' has no config.json",
         remedy=f"did you mean '{folder.name}/{near}'?" if near else "is it a model's directory?",

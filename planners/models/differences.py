@@ -81,7 +81,7 @@ def config_differences(
     some configurations have a value, it is compared with the defaults of the others' classes, and
     reported if these are unknown.
     """
-    kinds = {name: kind for name, config in configs.items() if (kind := _class_name(config))}
+    kinds = {name: kind for name, config in configs.items() if (kind := class_name(config))}
     if donor in kinds and len(set(kinds.values())) > 1:
         effect = "the output is loaded as the first of them"
         yield ConfigDifference(_message("the class", donor, kinds, effect), False)
@@ -159,7 +159,8 @@ def _class_default(config: Mapping[str, Any], path: Path) -> tuple[Any, ...] | N
     return (defaults[path[-1]],) if path[-1] in defaults else None
 
 
-def _class_name(config: Mapping[str, Any]) -> str | None:
+def class_name(config: Mapping[str, Any]) -> str | None:
+    """The class of a model, by its configuration; ``None`` if it names none."""
     names = config.get("architectures")
     if isinstance(names, Sequence) and not isinstance(names, str) and names:
         return str(names[0])

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergeloom.engine.base.errors import CheckpointError
-from mergeloom.engine.base.suggest import nearest
 from mergeloom.engine.storage.folder import Folder, LocalFolder, local
 from mergeloom.engine.storage.safetensors import HeaderReader
 from mergeloom.planners.config.model_reference import Location, ModelReference
@@ -19,7 +18,13 @@ from mergeloom.planners.models.dequantised import stored_model
 from mergeloom.planners.models.gguf.folder import GgufFolder, is_gguf
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.pipeline import is_pipeline, open_pipeline
-from mergeloom.planners.models.resolve import FoundIn, FoundModel, Resolver, has_adapter_at
+from mergeloom.planners.models.resolve import (
+    FoundIn,
+    FoundModel,
+    Resolver,
+    has_adapter_at,
+    with_stages,
+)
 from mergeloom.planners.vocabulary.chat_template import template_of
 from mergeloom.planners.vocabulary.remapped_model import RemappedModel
 from mergeloom.planners.vocabulary.tokenizer import Tokenizer, read_tokenizer
@@ -187,11 +192,7 @@ class Models:
         try:
             found = self._resolver.find(reading.model)
         except CheckpointError as error:
-            stage = nearest(reading.model.path, self.stages)
-            if stage is None:
-                raise
-            remedy = f"did you mean the stage '{stage}'?"
-            raise CheckpointError(error.cause, remedy=remedy) from error
+            raise with_stages(error, reading.model, self.stages.keys()) from error
         if is_adapter(LocalFolder(found.directory)):
             return self._adapter_as_model(reference, reading)
         place = local(found.directory).identity

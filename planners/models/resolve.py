@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,21 @@ class Resolver:
         Raises:
             CheckpointError: it is not found, or cannot be downloaded.
         """
+        found = self.find_offline(location, complete)
+        if found is not None:
+            return found
+        assert self.download is not None
+        self.download(str(location))
+        return FoundModel(_download(location, self._remedy(location), complete), FoundIn.HUB)
+
+    def find_offline(
+        self, location: Location, complete: Callable[[Path], bool] = is_model
+    ) -> FoundModel | None:
+        """As `find`; ``None`` for a hub id that must be downloaded.
+
+        Raises:
+            CheckpointError: it is not found, and cannot be downloaded.
+        """
         given = self._given(location)
         if given is not None:
             if not _is_model_path(given):
@@ -114,11 +131,50 @@ class Resolver:
         not_found = self._not_found_error(location)
         if not_found is not None:
             raise not_found
-        return FoundModel(self._from_hub(location, complete), FoundIn.HUB)
+        cached = _cached(location, complete)
+        if cached is not None:
+            return FoundModel(cached, FoundIn.HUB)
+        if _is_offline() or self.download is None:
+            why = "HF_HUB_OFFLINE is set" if _is_offline() else "downloads are off"
+            raise CheckpointError(
+                f"'{location}' is not a directory, the hub's cache has no complete copy of it, and "
+                f"{why}",
+                remedy=self._remedy(location),
+            )
+        return None
 
-    def weights(self, text: str) -> Path:
+    def check(self, reference: ModelReference, stages: Set[str] = frozenset()) -> None:
+        """Check that a model can exist, without network access; ``stages`` are names that it may be
+        a misspelling of.
+
+        Raises:
+            CheckpointError: it is missing for certain.
+        """
+        reading = self.interpret(reference)
+        place = reading.model
+        near = self.misspelt(reference, stages)
+        if near is not None:
+            raise CheckpointError(
+                f"there is no stage or directory '{place}'", remedy=f"did you mean '{near}'?"
+            )
+        try:
+            self.find_offline(place)
+        except CheckpointError as error:
+            raise with_stages(error, place, stages) from error
+        if reading.adapter is not None:
+            self.find_offline(reading.adapter, has_adapter_at)
+
+    def misspelt(self, reference: ModelReference, names: Iterable[str]) -> str | None:
+        """Which of ``names`` is meant by a reference that is similar to it, has no owner, and is
+        not a directory."""
+        place = self.interpret(reference).model
+        near = None if "/" in place.path or place.revision else nearest(place.path, names)
+        is_there = self._given(place) is not None or self._find_locally(place) is not None
+        return None if is_there else near
+
+    def weights(self, text: str, stages: Set[str] = frozenset()) -> Path:
         """A weight file, or a directory with weight files; ``text`` is its path, which may contain
-        any characters.
+        any characters. ``stages`` are names that it may be a misspelling of.
 
         Raises:
             CheckpointError: it is not found.
@@ -141,13 +197,14 @@ class Resolver:
                 else "convert it to peft's format first",
             )
         path = Path(os.path.expanduser(text))
-        try:
-            near = nearest(path.name, (each.name for each in path.parent.iterdir()))
-        except OSError:
-            near = None
+        beside = {name: name for name in stages}
+        with contextlib.suppress(OSError):
+            beside |= {each.name: str(path.parent / each.name) for each in path.parent.iterdir()}
+        found = nearest(path.name, beside)
+        near = beside[found] if found is not None else None
         raise CheckpointError(
-            f"there is no file or directory '{text}'",
-            remedy=f"did you mean '{path.parent / near}'?" if near else "",
+            f"there is no {'stage, ' if stages else ''}file or directory '{text}'",
+            remedy=f"did you mean '{near}'?" if near else "",
         )
 
     def directory(self, location: Location) -> Path:
@@ -239,23 +296,19 @@ class Resolver:
                 return path.parent / near
         return None
 
-    def _from_hub(self, location: Location, complete: Callable[[Path], bool]) -> Path:
-        cached = _cached(location, complete)
-        if cached is not None:
-            return cached
+    def _remedy(self, location: Location) -> str:
+        """The remedy for a hub id that cannot be downloaded."""
         where = f"give its directory by --model-dir {location.path}=PATH"
         near = self._near(location)
-        if near is not None:
-            where = f"write '{near}' if you mean that directory, or {where}"
-        if _is_offline() or self.download is None:
-            why = "HF_HUB_OFFLINE is set" if _is_offline() else "downloads are off"
-            raise CheckpointError(
-                f"'{location}' is not a directory, the hub's cache has no complete copy of it, and "
-                f"{why}",
-                remedy=where,
-            )
-        self.download(str(location))
-        return _download(location, where, complete)
+        return f"write '{near}' if you mean that directory, or {where}" if near else where
+
+
+def with_stages(error: CheckpointError, location: Location, stages: Set[str]) -> CheckpointError:
+    """The error for a model that is not found, naming the stages where one of them may be meant."""
+    if not stages or "/" in location.path or location.revision:
+        return error
+    names = ", ".join(f"'{name}'" for name in sorted(stages))
+    return CheckpointError(error.cause, remedy=f"the stages here are {names}; {error.remedy}")
 
 
 def is_hub_id(path: str) -> bool:
@@ -323,7 +376,7 @@ def _download(location: Location, where: str, complete: Callable[[Path], bool]) 
     from huggingface_hub import snapshot_download
 
     def failed(reason: str, first: str = "") -> CheckpointError:
-        remedy = f"{first}, or {where}" if first else where
+        remedy = f"{first}; or {where}" if first else where
         return CheckpointError(f"cannot fetch '{location}': {reason}", remedy=remedy)
 
     try:
@@ -348,7 +401,37 @@ def _download(location: Location, where: str, complete: Callable[[Path], bool]) 
             "the hub has no such model, or it is private", "log in (hf auth login)"
         ) from error
     except Exception as error:  # the libraries raise many types of errors when the network fails
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = "".join(letter if letter.isprintable() else "?" for letter in lines[0])
-        raise failed(f"the hub gives no usable answer ({reason})") from error
+        raise failed(*_download_failure(error)) from error
     return Path(directory)
+
+
+_DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS)
+_UNREACHABLE = ("TransportError", "ConnectionError", "OfflineModeIsEnabled")
+"""Names of base classes of errors of the libraries for connections that fail."""
+
+
+def _download_failure(error: Exception) -> tuple[str, str]:
+    """Why a download failed, and what to do, if that is known."""
+    from huggingface_hub import constants
+
+    chain: list[BaseException] = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(below)
+    last = str(chain[-1]).strip() or type(chain[-1]).__name__
+    for each in chain:
+        if isinstance(each, OSError) and each.errno in _DISK_ERRORS:
+            return (
+                f"the hub's cache '{_cache_folder()}' cannot be written: {each.strerror}",
+                "name another folder by HF_HUB_CACHE",
+            )
+        if any(kind.__name__ in _UNREACHABLE for kind in type(each).__mro__):
+            reason = re.sub(r"^\[Errno -?\d+\] ", "", last).splitlines()[0]
+            return (
+                f"the hub ({constants.ENDPOINT}) cannot be reached: {reason}",
+                "check the network, or the proxy named by HTTPS_PROXY",
+            )
+        status = getattr(getattr(each, "response", None), "status_code", None)
+        if status is not None:
+            advice = {401: "log in (hf auth login)", 403: "log in (hf auth login)"}
+            return f"the hub answers with status {status}", advice.get(status, "try again later")
+    return f"the hub gives no usable answer ({str(error).strip().splitlines()[0] or last})", ""

@@ -79,6 +79,8 @@ class ConfigCheck:
     refusals: list[Finding] = field(default_factory=list)
     overridable: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    lost: Sequence[str] = ()
+    """Weights outside the layers that the donor has and the output lacks."""
 
     def refuse(self, cause: str, remedy: str) -> None:
         """Add a refusal."""
@@ -357,9 +359,9 @@ def _report_layer(
     if not shapes.keys() - wanted.keys():
         what += f", from {origin(None)},"
     if more := sorted(shapes.keys() - wanted.keys()):
-        parts.append(f"has {_listed_names(more)} from {origin(more[0])}")
+        parts.append(f"has {listed_names(more)} from {origin(more[0])}")
     if lacks := sorted(wanted.keys() - shapes.keys()):
-        parts.append(f"lacks {_listed_names(lacks)}")
+        parts.append(f"lacks {listed_names(lacks)}")
     problems.overridable.append(
         f"{what} {' and '.join(parts)}, unlike layer {number} of a model with the config.json "
         f"that the output gets from '{donor.name}'"
@@ -391,19 +393,14 @@ def _check_outside_layers(
             return
     if unknown:
         problems.warnings.append(
-            f"{_listed_names(unknown)}: not in '{donor.name}', whose config.json the output gets: "
+            f"{listed_names(unknown)}: not in '{donor.name}', whose config.json the output gets: "
             "its class may ignore it"
         )
-    lost = [
+    problems.lost = [
         name
         for name, shape in theirs.items()
         if name not in ours and name not in vocabulary and not is_computed_buffer(name, shape)
     ]
-    if lost:
-        problems.warnings.append(
-            f"the output lacks {_listed_names(lost)}, which '{donor.name}' has, whose config.json "
-            "it gets: its class may need it"
-        )
 
 
 def _shapes_agree(shape: Shape, other: Shape, rows: set[int], depths: set[tuple[int, int]]) -> bool:
@@ -422,6 +419,7 @@ def _shape_text(shape: Shape) -> str:
     return "x".join(map(str, shape)) or "one number"
 
 
-def _listed_names(names: Sequence[str]) -> str:
+def listed_names(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
     first = f"'{names[0].lstrip('.')}'"
     return first if len(names) == 1 else f"{first} and {len(names) - 1} more"

@@ -9,7 +9,7 @@ from typing import Any
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.models.contradictions import contradictions
-from mergeloom.planners.models.differences import config_differences
+from mergeloom.planners.models.differences import class_name, config_differences
 from mergeloom.planners.models.model import Model, OutputTensor, StoredModel, shapes_of_model
 from mergeloom.planners.models.naming import naming_clash
 from mergeloom.planners.output.config_check import (
@@ -17,12 +17,14 @@ from mergeloom.planners.output.config_check import (
     DescribedModel,
     check_config,
     is_computed_buffer,
+    listed_names,
     sort_by_tower,
 )
 from mergeloom.planners.output.layers.described import describe
 from mergeloom.planners.output.layers.locations import locate_towers, object_at
 from mergeloom.planners.output.layers.rules import Kinds
 from mergeloom.planners.output.layers.stated_sizes import size_contradictions
+from mergeloom.planners.slices.modules import projectors
 from mergeloom.planners.slices.slices import LayerSource
 from mergeloom.planners.slices.stage import Stage, TowerPlan
 
@@ -60,8 +62,40 @@ def check_stage(
         raise CheckpointError.of(checked.refusals[:1])
     differences += checked.overridable
     if differences and not allow_different:
-        raise CheckpointError(differences[0], remedy=OVERRIDE_REMEDY)
+        raise _difference_error(stage, differences[0])
     findings.notes([*differences, *checked.warnings])
+    if checked.lost:
+        findings.note(
+            f"the output lacks {listed_names(checked.lost)}, which '{stage.donor.name}' has, whose "
+            "config.json it gets: its class may need it",
+            _lost_remedy(stage, checked.lost),
+        )
+
+
+def _lost_remedy(stage: Stage, lost: Sequence[str]) -> str:
+    """How to keep weights outside the layers that the models of their module lack."""
+    if None in stage.document.modules:
+        return ""
+    paths = projectors(lost) or sorted({name.rpartition(".")[0] for name in lost})
+    names = [path.rpartition(".")[2] for path in paths]
+    entries = ", ".join(f"{name}: {{models: [{stage.donor.name}]}}" for name in names)
+    return f"write '{entries}' under 'modules' to take it from there"
+
+
+def _difference_error(stage: Stage, difference: str) -> CheckpointError:
+    """The error for layers that differ; if a model is of another class than the one that the
+    configuration is from, at its place."""
+    own = class_name(stage.donor.config)
+    sources = (s for tower in stage.towers for part in tower.slices for s in part.sources)
+    for source in sources:
+        kind = class_name(source.model.config)
+        if source.source is not None and own is not None and kind not in (own, None):
+            return CheckpointError(
+                f"'{source.model.name}' is a {kind}, '{stage.donor.name}' a {own}: {difference}",
+                place=source.source.place,
+                remedy=OVERRIDE_REMEDY,
+            )
+    return CheckpointError(difference, remedy=OVERRIDE_REMEDY)
 
 
 def _models_of_stage(stage: Stage) -> list[Model]:

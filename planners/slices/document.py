@@ -353,7 +353,7 @@ def _plan_towers(
             part = findings.attempt(builder.build, entry, first, tower)
             if part is not None:
                 slices.append(part)
-                levels = slice_levels(part, module, document)
+                levels = slice_levels(part.entry, module, document)
                 check_required(part, method, levels, findings)
                 warn_of_no_effect(part, method, levels, findings)
             builder.warn_of_left_out_base(entry, findings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 from functools import cache
 from typing import ClassVar
@@ -12,9 +12,11 @@ from mergeloom.engine.output.side_files import SideFile
 from mergeloom.planners.config.config import MergeDocument
 from mergeloom.planners.config.document import read_document
 from mergeloom.planners.config.findings import Findings
+from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.config.yaml_values import Value
 from mergeloom.planners.filters import warn_of_idle_filters
 from mergeloom.planners.models.model import Model, PlannedModel
+from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.models.token_weights import Head, is_declared_tied
 from mergeloom.planners.output.config_json import rewrite_config
 from mergeloom.planners.output.layers.rewrite import rewrite_layers
@@ -26,6 +28,7 @@ from mergeloom.planners.slices.checks import check_stage
 from mergeloom.planners.slices.document import plan_stage
 from mergeloom.planners.slices.left_out import LeftOut
 from mergeloom.planners.slices.outline import outline
+from mergeloom.planners.slices.slice_checks import check_written_requirements
 from mergeloom.planners.slices.source_layers import source_layers
 from mergeloom.planners.slices.stage import Stage
 from mergeloom.planners.slices.tensor_plan import TensorBuilder
@@ -47,24 +50,42 @@ class SlicesPlanner(Planner[MergeDocument]):
     def read(self, value: Value, findings: Findings) -> MergeDocument | None:
         return read_document(value, findings)
 
+    def check_early(
+        self, document: MergeDocument, resolver: Resolver, stages: Set[str], findings: Findings
+    ) -> None:
+        merged = document.merged_models()
+        self.check_models(merged, document, resolver, stages, findings)
+        settings = document.tokenizer
+        source = None if settings is None else settings.source
+        if settings is not None and isinstance(source, ModelReference) and source not in merged:
+            near = resolver.misspelt(source, ["union", "base", *map(str, merged)])
+            if near is not None and str(source) not in stages:
+                findings.error(
+                    settings.place,
+                    f"'{source}' is not 'union', 'base' or the name of a model",
+                    f"did you mean '{near}'?",
+                )
+        if findings.errors:
+            check_written_requirements(document, findings)
+
     def plan(self, document: MergeDocument, planning: PlanningContext) -> Recipe:
         models, findings = planning.models, planning.findings
         stage, vocabulary = plan_stage(document, planning)
         plans: Callable[[], Iterator[TensorPlan]] = stage.tensor_plans
         if planning.keeps_plans:
             plans = tuple(stage.tensor_plans()).__iter__
+        doubts = Findings()  # of no interest if the models do not belong together
         tensors = build_tensors(
             plans(),
             TensorBuilder(document, planning, stage.rules.truncate),
-            findings,
+            doubts,
             ROWS_REMEDY,
         )
         output_tokenizer = OutputTokenizer(stage, vocabulary, models, planning.folder)
-        rewritten = _rewritten_config(stage, findings)
+        rewritten = _rewritten_config(stage, doubts)
         config = output_tokenizer.config(rewritten.config)
-        check_stage(
-            stage, tensors, config, planning.options.allow_different_architectures, findings
-        )
+        check_stage(stage, tensors, config, planning.options.allow_different_architectures, doubts)
+        findings.extend(doubts)
         used = [models.get(reference) for reference in document.merged_models()]
         warn_of_idle_filters(
             document.blocks(), (name for model in used for name in model), findings

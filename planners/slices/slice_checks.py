@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mergeloom.methods.declare import REQUIRED, Method
-from mergeloom.planners.config.config import MergeDocument, Module
+from mergeloom.engine.base.errors import ConfigError
+from mergeloom.methods import registry
+from mergeloom.methods.declare import REQUIRED, Base, Method
+from mergeloom.planners.config.config import MergeDocument, Module, OutputSlice, SourceEntry
 from mergeloom.planners.config.findings import Findings
 from mergeloom.planners.config.parameters import Level
 from mergeloom.planners.models.architecture import Tower
@@ -17,10 +19,10 @@ from mergeloom.planners.slices.slices import Slice
 from mergeloom.planners.slices.weights import warn_of_weights
 
 
-def slice_levels(part: Slice, module: Module, document: MergeDocument) -> list[Level]:
+def slice_levels(entry: OutputSlice, module: Module, document: MergeDocument) -> list[Level]:
     """The parameter levels of a slice, highest precedence first."""
     return [
-        Level("slice", part.entry.parameters),
+        Level("slice", entry.parameters),
         Level("module", module.parameters),
         Level("global", document.parameters),
     ]
@@ -32,16 +34,51 @@ def check_required(
     """Report required parameters of a slice that no level sets."""
     if len(part.sources) == 1:
         return  # without them it is copied
+    sources = [
+        (layers.source, layers.model.name)
+        for position, layers in enumerate(part.sources)
+        if position != part.base and layers.source is not None
+    ]
+    _report_missing(part.entry, sources, method, levels, findings)
+
+
+def check_written_requirements(document: MergeDocument, findings: Findings) -> None:
+    """As `check_required`, of a document whose models are not all there."""
+    try:
+        method = registry.get(document.merge_method)
+    except ConfigError:
+        return
+    if any("parameters" in each.place.path for each in findings.errors if each.place is not None):
+        return  # what is missing may be what could not be read
+    for module in document.modules.values():
+        for entry in module.slices:
+            base = None
+            if method.base is not Base.NONE:
+                base = entry.base_model or document.base_model
+            named = {each.model for each in entry.sources} | ({base} if base is not None else set())
+            if len(named) > 1:  # one alone is copied
+                sources = [(each, str(each.model)) for each in entry.sources if each.model != base]
+                levels = slice_levels(entry, module, document)
+                _report_missing(entry, sources, method, levels, findings)
+
+
+def _report_missing(
+    entry: OutputSlice,
+    sources: Sequence[tuple[SourceEntry, str]],
+    method: Method,
+    levels: Sequence[Level],
+    findings: Findings,
+) -> None:
+    """Report required parameters that no level sets; ``sources`` are the models that need their
+    own, with their names."""
     higher = {name for level in levels for name in level.parameters.entries}
-    for position, layers in enumerate(part.sources):
-        if position == part.base or layers.source is None:
-            continue
+    for source, name in sources:
         for parameter in method.model_parameters:
-            own = layers.source.parameters.entries
+            own = source.parameters.entries
             if parameter.default is REQUIRED and parameter.name not in {*own, *higher}:
                 findings.error(
-                    layers.source.place,
-                    f"'{method.name}' needs '{parameter.name}' of the model '{layers.model.name}'",
+                    source.place,
+                    f"'{method.name}' needs '{parameter.name}' of the model '{name}'",
                     f"add 'parameters: {{{parameter.name}: ...}}'",
                     "missing-parameter",
                 )
@@ -49,7 +86,7 @@ def check_required(
         if parameter.default is not REQUIRED or parameter.name in higher:
             continue
         findings.error(
-            part.entry.place,
+            entry.place,
             f"'{method.name}' needs '{parameter.name}'",
             f"add it under the global 'parameters' ({parameter.help})",
             "missing-parameter",

@@ -76,7 +76,8 @@ class SliceBuilder:
     def _source(self, source: SourceEntry, tower: Tower) -> LayerSource:
         """A source model with its layer range."""
         model = self.models.get(source.model)
-        own = self.models.tower(model, tower)
+        with placing(source.place):
+            own = self.models.tower(model, tower)
         start, stop = resolve_range(source, own, model.name)
         return LayerSource(model, own, start, stop, source)
 

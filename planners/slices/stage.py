@@ -164,7 +164,7 @@ class Stage:
         return self._rules.get((id(part), id(tower))) or self._new_rules(part, tower)
 
     def _new_rules(self, part: Slice, tower: TowerPlan) -> SliceRules:
-        levels = slice_levels(part, tower.module, self.document)
+        levels = slice_levels(part.entry, tower.module, self.document)
         return SliceRules(part, self.rules, levels)
 
     def _tower_of(self, name: str) -> TowerPlan:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from mergeloom.engine.base.errors import CheckpointError
 from mergeloom.planners.config.model_reference import ModelReference
 from mergeloom.planners.models.architecture import Tower
+from mergeloom.planners.models.differences import class_name
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.renamed import RenamedModel, with_names_of
@@ -37,9 +38,12 @@ class UnifiedModels:
         own = next((t for t in model.architecture.towers if t.prefix == tower.prefix), None)
         if own is None:
             found = ", ".join(f"'{t.prefix}N'" for t in model.architecture.towers)
+            kind, wanted = (class_name(each.config) for each in (model, self._donor))
+            differ = None not in (kind, wanted) and kind != wanted
+            is_of, unlike = (f" is a {kind} and", f", a {wanted}") if differ else ("", "")
             raise CheckpointError(
-                f"'{model.name}' has no layers '{tower.prefix}N', unlike the base or first model "
-                f"'{self._donor.name}', but {found}",
+                f"'{model.name}'{is_of} has the layers {found}, unlike the base or first model "
+                f"'{self._donor.name}'{unlike}, which has '{tower.prefix}N'",
                 remedy="only models of one architecture can be merged; 'modules' merges a model "
                 "that has only some of the parts",
             )

@@ -6,7 +6,7 @@ floating-point tensor is merged. Documents, parameters and base models work as i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import ClassVar
 
 from mergeloom.engine.base.errors import CheckpointError, LoomError
@@ -23,11 +23,17 @@ from mergeloom.planners.models.formats import SAFETENSORS
 from mergeloom.planners.models.model import Model, PlannedModel, StoredModel
 from mergeloom.planners.models.pipeline import differing_files, pipeline_files
 from mergeloom.planners.models.pool import Models
+from mergeloom.planners.models.resolve import Resolver
 from mergeloom.planners.outline import Outline, OutlinePart, OutlineSlice, OutlineSource
 from mergeloom.planners.planner import DEFAULT_SHARD_BYTES, Planner, PlanningContext
 from mergeloom.planners.recipe import LeftOutReason, Recipe
 from mergeloom.planners.slices.document import donor_reference
-from mergeloom.planners.slices.slice_checks import check_required, slice_levels, warn_of_no_effect
+from mergeloom.planners.slices.slice_checks import (
+    check_required,
+    check_written_requirements,
+    slice_levels,
+    warn_of_no_effect,
+)
 from mergeloom.planners.slices.slice_sources import SliceBuilder
 from mergeloom.planners.slices.slices import Slice, TensorSources
 from mergeloom.planners.slices.tensor_plan import (
@@ -53,6 +59,20 @@ class StateDictPlanner(Planner[StateDictDocument]):
 
     def read(self, value: Value, findings: Findings) -> StateDictDocument | None:
         return read_state_dict_document(value, findings)
+
+    def check_early(
+        self,
+        document: StateDictDocument,
+        resolver: Resolver,
+        stages: Set[str],
+        findings: Findings,
+    ) -> None:
+        for reference in document.merged_models():
+            if str(reference) not in stages:
+                with findings.attempting(document.place_of(reference)):
+                    resolver.weights(str(reference), stages)
+        if findings.errors:
+            check_written_requirements(document, findings)
 
     def plan(self, document: StateDictDocument, planning: PlanningContext) -> Recipe:
         findings = planning.findings
@@ -118,7 +138,7 @@ class _WeightsMerge:
         Raises:
             CheckpointError: inputs have different tensors, and the document does not allow that.
         """
-        levels = slice_levels(self.part, self.document.modules[None], self.document)
+        levels = slice_levels(self.part.entry, self.document.modules[None], self.document)
         rules = SliceRules(self.part, self.rules, levels)
         for name, positions in self._positions_by_name().items():
             names = (name,) * len(positions)
@@ -244,7 +264,7 @@ def _inputs_as_slice(document: StateDictDocument, planning: PlanningContext) -> 
     tower = weights.tower(donor, Tower("default", "", (), (), ()))
     builder = SliceBuilder(document, module, method, weights)
     part = builder.build(entry, 0, tower)
-    levels = slice_levels(part, module, document)
+    levels = slice_levels(part.entry, module, document)
     check_required(part, method, levels, findings)
     warn_of_no_effect(part, method, levels, findings)
     builder.warn_of_left_out_base(entry, findings, "nothing")

@@ -50,6 +50,7 @@ def comparison_warnings(
     compared = VocabularyCache()
     found: dict[str, Mapping[str, int]] = {}
     seen: set[str] = set()
+    lacking: list[str] = []
     for name, folder, rows in models:
         if folder.identity in seen:
             continue
@@ -63,6 +64,7 @@ def comparison_warnings(
             )
             continue
         if ids is None:
+            lacking.append(name)
             continue
         found[name] = ids
         beyond = [token for token, number in ids.items() if number >= rows]
@@ -79,6 +81,13 @@ def comparison_warnings(
             f"'{whose}' has no tokenizer, so the output will have none",
             f"write 'tokenizer_source: {others}' to use that of '{others}'",
         )
+    elif found:
+        for name in lacking:
+            yield _warning(
+                f"'{name}' has no tokenizer: its rows are taken to be of the same tokens as those "
+                f"of '{next(iter(found))}'",
+                "copy its tokenizer's files into its directory, so that this is checked",
+            )
     names = list(found)
     for other in names[1:]:
         yield from _difference_warnings(names[0], found[names[0]], other, found[other])

@@ -91,27 +91,34 @@ def plan_vocabulary(
         ConfigError: the settings name a missing model or token.
         CheckpointError: a tokenizer is malformed or not supported.
     """
+    source = settings.source if isinstance(settings.source, ModelReference) else None
+    output = None
+    if source is not None:
+        output = _tokenizer_of_source(source, candidates, finder, settings.place)
     first = candidates[base or 0]
-    if first.tokenizer is None:
+    assumed, owner = (first.tokenizer, first.name) if first.tokenizer else (output, str(source))
+    if assumed is None:
         which = "base" if base is not None else "first"
+        other = next((each.name for each in candidates if each.tokenizer is not None), None)
+        instead = (
+            f"write 'tokenizer_source: {other}' to use that of '{other}', or " if other else ""
+        )
         raise settings.place.error(
             f"the {which} model '{first.name}' has no tokenizer, but these settings need one",
-            "copy its tokenizer's files, at least tokenizer.json, into its directory",
+            f"{instead}copy its tokenizer's files, at least tokenizer.json, into its directory",
         )
     warnings = [
-        _warning(f"'{candidate.name}' has no tokenizer: that of '{first.name}' is assumed")
+        _warning(f"'{candidate.name}' has no tokenizer: that of '{owner}' is assumed")
         for candidate in candidates
         if candidate.tokenizer is None
     ]
-    tokenizers = [candidate.tokenizer or first.tokenizer for candidate in candidates]
+    tokenizers = [candidate.tokenizer or assumed for candidate in candidates]
     vocabularies = [
         Vocabulary(candidate.name, tokenizer.ids, candidate.rows)
         for candidate, tokenizer in zip(candidates, tokenizers, strict=True)
     ]
     warnings += filter(None, map(_rowless_warning, vocabularies))
-    source = settings.source if isinstance(settings.source, ModelReference) else None
-    if source is not None:
-        output = _tokenizer_of_source(source, candidates, finder, settings.place)
+    if output is not None:
         if settings.transplant is None:  # a transplant compares tokens by content
             pairs = list(zip(vocabularies, tokenizers, strict=True))
             warnings += _rule_warnings(str(source), output, pairs)
@@ -211,6 +218,8 @@ def _tokenizer_of_source(
         else:
             tokenizer = finder.tokenizer(source)
     except LoomError as error:
+        if "/" in str(source):  # it cannot be one of the words
+            raise error.at(place) from error
         known = suggest(str(source), ["union", "base", *(item.name for item in candidates)])
         raise place.error(
             f"'{source}' is not 'union', 'base' or the name of a model ({error.cause})",

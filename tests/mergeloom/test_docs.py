@@ -264,6 +264,7 @@ def test_messages_of_the_configuration_page_are_real(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    llamas(tmp_path, ("a", "b", "c", "base"))
     Path("merge.yml").write_text(FAULTY)
     lines, _ = said_by("mergeloom plan merge.yml")
     assert told("configuration") == [line.rstrip("\n") for line in lines]

@@ -9,11 +9,12 @@ published configurations, and from trials of this program.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mergeloom.engine.hardware import process
 from scripts.fixtures.tokenizer_files import tokenizer_files
@@ -77,6 +78,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = llama(folder / "quantised") / "config.json"
     settings = {"quantization_config": {"quant_method": "aqlm"}}
     config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
+    cache = folder / "models--acme--c"
+    shutil.copytree(folder / "a", cache / "snapshots" / "0123")
+    qwen = folder / "qwen"
+    shutil.copytree(folder / "a", qwen)
+    described = json.loads((qwen / "config.json").read_text())
+    described |= {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    (qwen / "config.json").write_text(json.dumps(described))
+    tensors = load_file(qwen / "model.safetensors")
+    for layer in range(described["num_hidden_layers"]):
+        tensors[f"model.layers.{layer}.self_attn.q_norm.weight"] = torch.ones(8)
+    save_file(tensors, qwen / "model.safetensors")
     (folder / "full").mkdir()
     (folder / "full" / "thesis.txt").write_text("do not lose this")
     return folder

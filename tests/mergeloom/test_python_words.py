@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 import mergeloom
-from mergeloom import LoomError, LoomWarning, Observer, python_words
+from mergeloom import LoomError, LoomWarning, Observer, check, python_words
+from mergeloom.cli import COMMANDS
 from mergeloom.engine.base.errors import Finding
 from mergeloom.python_words import argument_words
 from tests.mergeloom.support import LINEAR, ROOT
+from tests.planners.support import llama
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,7 @@ from tests.mergeloom.support import LINEAR, ROOT
         ("write --set parameters.t=0.3, or", "write settings={'parameters.t': 0.3}, or"),
         ("--set 'models[0].model=a b'", "settings={'models[0].model': 'a b'}"),
         ("--stack and --method linear", "stack=True and method='linear'"),
+        ("--prefix: 'x' is not one of the choices", "prefix: 'x' is not one of the choices"),
         ("export with --no-tokenizer", "export with tokenizer=False"),
         ("'mergeloom diff A B --values' compares", "'mergeloom diff A B --values' compares"),
         ("no option", "no option"),
@@ -52,7 +55,7 @@ def test_every_argument_that_is_named_exists() -> None:
     names = {value.partition("=")[0] for value in python_words._FLAGS.values()}
     names |= {each.replace("-", "_") for each in python_words._WITH_VALUES}
     names |= set(python_words._MAPPINGS.values())
-    functions = ("plan", "merge", "diff", "verify", "init", "export")
+    functions = ("plan", "merge", "diff", "verify", "init", "export", "plan_transplant")
     assert names <= set().union(*map(options_of, functions))
 
 
@@ -81,6 +84,10 @@ def test_errors_and_warnings_name_arguments(config: Path, tmp_path: Path) -> Non
     )
     assert again.remedy == "start over with restart=True, or choose another output"
     assert told[0].remedy.endswith("seed=N")
+    with pytest.warns(LoomWarning, match="seed=N"):
+        planned = mergeloom.plan(config)
+    assert [each.remedy for each in planned.warnings] == [told[0].remedy]
+    assert "--seed" in planned.report.warnings[0].remedy, "as `mergeloom plan --json` has it"
     with pytest.warns(LoomWarning, match="seed=N"):
         run = mergeloom.start(config, tmp_path / "out")
     assert "restart=True" in refusal(run.result).remedy
@@ -129,7 +136,7 @@ class Poorer(real):
         return None if name.partition('.')[0] == hidden else real.find_spec(name, path, target)
 sys.meta_path[sys.meta_path.index(real)] = Poorer
 sys.argv = ['mergeloom', *sys.argv[2:]]
-from mergeloom.cli import main
+from mergeloom.__main__ import main
 main()
 """
 
@@ -137,6 +144,8 @@ main()
 @pytest.mark.parametrize(
     ("package", "arguments", "says"),
     [
+        ("click", ("plan", "merge.yml"), "pip install click"),
+        ("rich", ("plan", "merge.yml"), "pip install rich"),
         ("yaml", ("plan", "merge.yml"), "pip install pyyaml"),
         ("networkx", ("plan", "merge.yml", "--graph", "g.dot"), "pip install networkx"),
         ("huggingface_hub", ("inspect", "acme/none"), "pip install huggingface_hub"),
@@ -164,3 +173,67 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
     assert done.returncode == 2
     assert package in line
     assert line.endswith(says)
+
+
+def test_every_command_has_its_call_and_every_argument_is_documented() -> None:
+    """Commands of another program, and those that act on this machine only, have none; `merge`
+    takes the configuration of an extraction."""
+    calls = {"extract": None, "prepare": None, "mergekit-yaml": None, "mergekit-pytorch": None}
+    calls |= {"methods": "list_methods", "report": "read_report"}
+    for command in COMMANDS:
+        name = calls.get(command, command)
+        assert name is None or name in mergeloom.__all__, command
+    text = (ROOT / "docs" / "python.md").read_text().replace("```", "")
+    code = re.findall(r"`[^`]+`", text)
+    known = set(re.findall(r"\w+", " ".join(code)))
+    for name in mergeloom.__all__:
+        found = getattr(mergeloom, name)
+        if not inspect.isfunction(found):
+            continue
+        arguments = set(inspect.signature(found).parameters) - {"options"}
+        assert {name, *arguments} <= known, name
+
+
+def test_a_transplant_from_python(tmp_path: Path) -> None:
+    for name, words in (("a", ["x", "y", "z"]), ("b", ["x", "y", "z", "new"])):
+        document = {"model": {"type": "BPE", "vocab": {each: n for n, each in enumerate(words)}}}
+        (llama(tmp_path / name, vocabulary=4) / "tokenizer.json").write_text(json.dumps(document))
+    models = tmp_path / "a", tmp_path / "b"
+    planned = mergeloom.plan_transplant(*models, method="mean")
+    assert planned.report.vocabulary is not None
+    assert planned.tasks().tasks
+    assert planned.budgets().rows
+    result = mergeloom.transplant(*models, tmp_path / "out", method="mean", ram="1GiB")
+    assert result.planned.plan.fingerprint == planned.plan.fingerprint
+    vocabulary = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert vocabulary["new"] == 3
+    for wrong, says in (
+        ({"method": "ompp"}, "method: 'ompp' is not one of the choices: did you mean 'omp'?"),
+        ({"k": 0}, "k: 'k' must be 1 or more"),
+        ({"methd": "omp"}, "there is no option 'methd': did you mean 'method'?"),
+    ):
+        assert says in str(
+            refusal(lambda wrong=wrong: mergeloom.transplant(*models, tmp_path / "o", **wrong))
+        )
+
+
+def test_a_check_that_fails_is_in_the_report(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(check, "_check_rows", lambda *_: (3, 10))
+        error = refusal(lambda: mergeloom.merge(config, out, check=1))
+        assert "is wrong in 3 of 10 elements" in error.cause
+        assert "restart=True" in error.remedy
+    for _ in range(2):  # right after the merge, and after a check of what it left
+        report = mergeloom.read_report(out)
+        assert report.checked is not None
+        assert report.checked.wrong == error.cause
+        with monkeypatch.context() as patched:
+            patched.setattr(check, "_check_rows", lambda *_: (3, 10))
+            error = refusal(lambda: mergeloom.merge(config, out, check=1))
+    mergeloom.merge(config, out, check=1)
+    report = mergeloom.read_report(out)
+    assert report.checked is not None
+    assert report.checked.wrong is None

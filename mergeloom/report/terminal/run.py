@@ -100,6 +100,8 @@ def _coding_errors_text(errors: Sequence[CodingError]) -> Text:
 
 def _check_text(checked: CheckReport) -> Text:
     """The result of ``--check``, including skipped tensors."""
+    if checked.wrong is not None:
+        return Text(f"check failed: {checked.wrong}: do not use this output", style="red")
     text = Text(
         f"checked: {plural(checked.tensors, 'tensor')} ({checked.elements:,} elements) computed "
         "again in float64 from the inputs, all equal within rounding",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -17,9 +18,12 @@ from typing import Any
 import pytest
 
 from mergeloom.engine.base.errors import CheckpointError
+from mergeloom.planners.config.load import parse_config
 from mergeloom.planners.config.model_reference import Location
 from mergeloom.planners.models.checkpoint import open_checkpoint
 from mergeloom.planners.models.resolve import Resolver, is_hub_id
+from mergeloom.planners.plan import make_plan
+from mergeloom.planners.planner import PlanOptions
 from tests.planners.support import llama, llama_names
 
 
@@ -233,7 +237,7 @@ def test_an_interrupted_download_is_completed(hub: Hub) -> None:
 def test_a_broken_connection_is_explained(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     hub.broken.add("model-00001-of-00002.safetensors")
-    with pytest.raises(CheckpointError, match="the hub gives no usable answer") as caught:
+    with pytest.raises(CheckpointError, match=r"the hub .* cannot be reached") as caught:
         Resolver(download=lambda _: None).directory(Location("acme/one"))
     assert str(caught.value).isprintable()
 
@@ -254,6 +258,29 @@ def test_a_refusal_of_the_hub_is_explained(
         Resolver(download=announced.append).directory(Location(model, revision))
     assert announced == [str(Location(model, revision))]
     assert f"--model-dir {model}=PATH" in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(CheckpointError, match="No space left on device: name another") as caught:
+        Resolver(download=lambda _: None).directory(Location("acme/one"))
+    assert f"the hub's cache '{tmp_path / 'cache'}' cannot be written" in str(caught.value)
+
+
+def test_what_is_missing_for_certain_is_said_before_anything_is_downloaded(
+    hub: Hub, tmp_path: Path
+) -> None:
+    announced: list[str] = []
+    text = "merge_method: linear\nmodels: [acme/one, ./none]\nparameters: {weight: 1}\n"
+    with pytest.raises(CheckpointError, match=r"'./none' is neither") as caught:
+        make_plan(parse_config(text), Resolver(download=announced.append), PlanOptions())
+    assert len(caught.value.findings) == 1
+    assert not announced
 
 
 @pytest.mark.parametrize(

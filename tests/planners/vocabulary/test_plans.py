@@ -20,7 +20,7 @@ from tests.planners.vocabulary.models import WEIGHTS, Loaded, merge
     ("settings", "words"),
     [
         ("tokenizer_source: unoin", "did you mean 'union'"),
-        ("tokenizer_source: no/such", "not 'union', 'base' or the name of a model"),
+        ("tokenizer_source: no/such", "'no/such' is not a directory"),
         ("tokenizer: {tokens: {x: {source: d}}}", "'d' is not a model of this merge"),
         ("tokenizer: {tokens: {no-such: {source: a}}}", "'a' has no token 'no-such'"),
         (
