@@ -145,6 +145,7 @@ def test_a_stage_without_a_name_cannot_be_used(tmp_path: Path) -> None:
 def test_errors_of_models_say_where_they_are_named(tmp_path: Path) -> None:
     llama(tmp_path / "a")
     text = "merge_method: linear\nmodels:\n  - {model: a}\n  - {model: ./nowhere}\n"
+    text += "parameters: {weight: 1}\n"
     with pytest.raises(CheckpointError, match=r"^config.yml:4: models\[1\]: './nowhere' is nei"):
         plan_text(text, tmp_path)
     text = "merge_method: slerp\nmodels: [{model: a, parameters: {t: 0.5}}]\nbase_model: b/c\n"
