@@ -197,11 +197,11 @@ class Resolver:
                 else "convert it to peft's format first",
             )
         path = Path(os.path.expanduser(text))
-        beside = {name: name for name in stages}
+        names = {name: name for name in stages}
         with contextlib.suppress(OSError):
-            beside |= {each.name: str(path.parent / each.name) for each in path.parent.iterdir()}
-        found = nearest(path.name, beside)
-        near = beside[found] if found is not None else None
+            names |= {each.name: str(path.parent / each.name) for each in path.parent.iterdir()}
+        found = nearest(path.name, names)
+        near = names[found] if found is not None else None
         raise CheckpointError(
             f"there is no {'stage, ' if stages else ''}file or directory '{text}'",
             remedy=f"did you mean '{near}'?" if near else "",
