@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import field
 
 from mergeloom.engine.base.errors import CheckpointError
@@ -16,11 +16,12 @@ from mergeloom.planners.models.token_weights import Head
 _WEIGHT, _BIAS = ".weight", ".bias"
 _NOT_LINEAR = re.compile(
     r"(^|\.)(\w*norm\w*|ln_\w+|\w*embed(ding)?s?|wte|wpe|embed_\w+|\w*_embed(ding)?s?"
-    r"|relative_attention_bias|position\w*|gate|router|\w*conv\w*)\.weight$",
+    r"|relative_attention_bias|position\w*|gate|router|\w*conv\w*|(mixer|mamba)\.out_proj)\.weight$",
     re.IGNORECASE,
 )
 """Matrices of modules that are no linear layers: PEFT cannot wrap routers, which are parameters of
-modules of their own, and tables are looked up."""
+modules of their own, nor Mamba's last projection; and tables are
+looked up."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ class Parts:
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
+    def used(self) -> Iterator[str]:
+        """All tensors that the adapter contains, as factors or as they are."""
+        yield from (weight.tensor for weight in self.adapted)
+        yield from self.saved
+
+    @property
+    def inseparable(self) -> dict[str, str]:
+        """The tensors left out although they are selected."""
+        return {name: why for name, why in self.left_out.items() if why is _INSEPARABLE}
+
+    @property
     def saved_modules(self) -> list[str]:
         """The modules whose complete weights are saved."""
         adapted = {weight.module for weight in self.adapted}
@@ -61,6 +73,7 @@ class Parts:
         return any(name.endswith(_BASE_BIAS) for name in self.saved.values())
 
 
+_INSEPARABLE = "its module contains modules with factors, and PEFT saves modules whole"
 _BASE_BIAS = ".base_layer.bias"
 """The end of PEFT's name for the bias of a module that it has wrapped."""
 
@@ -76,6 +89,7 @@ def choose_parts(tuned: Model, base: Model, document: ExtractDocument) -> Parts:
         CheckpointError: the models do not have the same tensors.
     """
     _check_same(tuned, base)
+    _check_names(base)
     parts, names = Parts(), [name for name in tuned if tuned.dtype(name).floating]
     transposed = _stores_transposed(tuned, names)
     tables = {tuned.tokens.embedding, tuned.tokens.head} - {None}
@@ -98,6 +112,12 @@ def choose_parts(tuned: Model, base: Model, document: ExtractDocument) -> Parts:
     for name in biases:
         module = name.removesuffix(_BIAS)
         parts.saved[name] = module + _BASE_BIAS if module in adapted else name
+    _check_loadable(parts, any(_EXPERTS.search(name) for name in names))
+    above = {module[:end] for module in adapted for end, sign in enumerate(module) if sign == "."}
+    above.add("")  # the model itself
+    for name in [name for name in parts.saved if name.rpartition(".")[0] in above]:
+        del parts.saved[name]
+        parts.left_out[name] = _INSEPARABLE
     return parts
 
 
@@ -123,6 +143,49 @@ def _check_same(tuned: Model, base: Model) -> None:
         )
 
 
+def _check_names(base: Model) -> None:
+    """Check that the modules have the names that the classes of transformers give them."""
+    if "text_config" not in base.config:
+        return
+    towers = (tower.prefix for tower in base.architecture.towers)
+    other = next((prefix for prefix in towers if prefix and not prefix.startswith("model.")), None)
+    if other is not None:
+        raise CheckpointError(
+            f"the classes of transformers have other names for the modules of '{base.name}' than "
+            f"its files, as for '{other}0': PEFT would not find them",
+            remedy="load base and fine-tuned model with transformers 5 and save them with "
+            "save_original_format=False",
+        )
+
+
+_EXPERTS = re.compile(r"\.experts\.")
+_NOT_LOADED = {
+    re.compile(r"\.(shared_)?experts?\."): "keep all experts of a layer in one tensor",
+    re.compile(r"\.(gate|up|down)_proj\."): "have these names for what experts share a tensor of",
+    re.compile(r"\.block_sparse_moe\."): "have another name for 'block_sparse_moe'",
+    re.compile(r"(^|\.)embed_out\."): "have another name for 'embed_out'",
+}
+"""Names in files that the classes of transformers 5 do not have, and why."""
+
+
+def _check_loadable(parts: Parts, has_experts: bool) -> None:
+    """Check that no module is known to be lost when PEFT loads the adapter into transformers 5.
+
+    Raises:
+        CheckpointError: one is.
+    """
+    for pattern, why in _NOT_LOADED.items():
+        if "_proj" in pattern.pattern and not has_experts:
+            continue
+        found = next((name for name in parts.used if pattern.search(name)), None)
+        if found is not None:
+            raise CheckpointError(
+                f"PEFT does not load an adapter of '{found}' completely: the classes of "
+                f"transformers 5 {why}",
+                remedy=f"'exclude: {pattern.pattern}' leaves these modules out",
+            )
+
+
 def _reason_to_leave_out(
     name: str, module: str, tuned: Model, tables: Collection[str | None], document: ExtractDocument
 ) -> str | None:
@@ -146,13 +209,15 @@ def _gets_factors(
     is_tied: bool,
     document: ExtractDocument,
 ) -> bool:
+    towers = tuned.architecture.towers
     if len(tuned.shape(name)) != 2 or not name.endswith(_WEIGHT):
         return False
     if any(pattern.search(module) for pattern in document.save):
         return False
     if name in tables:
         return document.embeddings == "lora" and not is_tied
-    return _NOT_LINEAR.search(name) is None
+    in_layers = any(tower.prefix and name.startswith(tower.prefix) for tower in towers)
+    return in_layers and _NOT_LINEAR.search(name) is None
 
 
 def _adapted(name: str, module: str, tuned: Model, transposed: bool, rank: int) -> AdaptedWeight:

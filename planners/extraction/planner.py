@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -135,12 +136,24 @@ class _Extraction:
 
     @cached_property
     def saved(self) -> list[tuple[str, str]]:
-        """The output names of saved tensors, with the tensors; of a tied embedding, both."""
+        """The output names of saved tensors, with the tensors."""
         found = [(PREFIX + name, tensor) for tensor, name in self.parts.saved.items()]
         embedding = self.tuned.tokens.embedding
-        if self.tuned.tokens.kind is Head.TIED and embedding in self.parts.saved:
-            found.append((PREFIX + self._tied_head, embedding))
+        if embedding is not None and embedding in self.parts.saved:
+            found += [(PREFIX + name, embedding) for name in self._further_names(embedding)]
         return found
+
+    def _further_names(self, embedding: str) -> Iterator[str]:
+        """The names of further modules that are the embedding in the class of the model: PEFT
+        replaces each of them on its own."""
+        if embedding.endswith("shared.weight"):
+            raise CheckpointError(
+                f"'{embedding}' of '{self.base.name}' is the embedding of encoder and decoder, "
+                "three modules in its class, which PEFT replaces one by one",
+                remedy="'embeddings: skip' leaves it out",
+            )
+        if self.tuned.tokens.kind is Head.TIED:
+            yield self._tied_head
 
     @property
     def _tied_head(self) -> str:
@@ -227,14 +240,12 @@ class _Extraction:
                 f"{nbytes:,} bytes that the base model has",
                 code="equal-embedding",
             )
-        experts = [weight.module for weight in self.parts.adapted if ".experts." in weight.module]
-        if experts:
+        for name, why in self.parts.inseparable.items():
             findings.warn(
                 place,
-                f"{len(experts)} modules of experts are adapted one by one, as '{experts[0]}': "
-                "classes that keep all experts in one tensor cannot load these parts",
-                "exclude: \\.experts\\.",
-                "experts",
+                f"'{name}' is left out: {why}",
+                f"save: {re.escape(name.rpartition('.')[0])}",
+                "inseparable",
             )
 
     def _seems_equal(self, tensor: str) -> bool:
@@ -307,8 +318,8 @@ class _Extraction:
         usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else self.document.rank
         others = {name: rank for name, rank in sorted(ranks.items()) if rank != usual}
         saved = dict.fromkeys(self.parts.saved_modules)
-        if len(self.saved) > len(self.parts.saved):
-            saved[self._tied_head.removesuffix(".weight")] = None
+        for name, _ in self.saved[len(self.parts.saved) :]:
+            saved[name.removeprefix(PREFIX).removesuffix(".weight")] = None
         return {
             "peft_type": "LORA",
             "task_type": next((t for e, t in _TASKS.items() if self._class.endswith(e)), None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,17 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GPT2Config,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import mergeloom
@@ -37,6 +46,7 @@ CONFIGS = {
     "qwen2": Qwen2Config(**WIDE),  # biases of some projections
     "gpt2": GPT2Config(vocab_size=96, n_positions=64, n_embd=32, n_layer=2, n_head=4),
 }
+SMALL = {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 TOKENS = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
@@ -206,6 +216,51 @@ def test_every_budget_gives_the_same_adapter(tmp_path: Path) -> None:
         (tmp_path / each / "adapter_model.safetensors").read_bytes() for each in ("one", "two")
     ]
     assert files[0] == files[1]
+
+
+def pair_of(model: PreTrainedModel, tmp_path: Path) -> dict[str, str]:
+    """A model saved twice, as a model and its base."""
+    for name in ("base", "tuned"):
+        model.save_pretrained(tmp_path / name)
+    return {"model": str(tmp_path / "tuned"), "base_model": str(tmp_path / "base")}
+
+
+@pytest.mark.parametrize(
+    ("model", "message", "way_out"),
+    [
+        (
+            lambda: MixtralForCausalLM(MixtralConfig(**WIDE, num_local_experts=2)),
+            "keep all experts of a layer in one tensor",
+            {"exclude": "block_sparse_moe"},
+        ),
+        (
+            lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**{**SIZES, "hidden_size": 32, **SMALL})),
+            "another name for 'embed_out'",
+            {"exclude": "embed_out"},
+        ),
+        (
+            lambda: T5ForConditionalGeneration(
+                T5Config(vocab_size=96, d_model=32, d_ff=48, d_kv=8)
+            ),
+            "three modules in its class",
+            {"embeddings": "skip"},
+        ),
+    ],
+    ids=["mixtral", "gpt_neox", "t5"],
+)
+def test_what_peft_would_lose_is_refused_with_a_way_out(
+    model: Callable[[], PreTrainedModel], message: str, way_out: dict[str, str], tmp_path: Path
+) -> None:
+    pair = pair_of(model(), tmp_path)
+    assert message in refusal(tmp_path, {"extract": pair})
+    assert mergeloom.plan({"extract": {**pair, **way_out}}).report.memory.minimum_bytes
+
+
+def test_parameters_beside_modules_with_factors_are_left_out_by_name(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 8}
+    pair = pair_of(MambaForCausalLM(MambaConfig(**sizes)), tmp_path)
+    with pytest.warns(UserWarning, match=r"A_log' is left out: its module contains modules"):
+        mergeloom.plan({"extract": pair})
 
 
 def refusal(tmp_path: Path, document: dict[str, Any]) -> str:
