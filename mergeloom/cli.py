@@ -167,7 +167,7 @@ def _usage_error(error: click.UsageError) -> UsageError:
         bare = {each.lstrip("-"): each for each in error.possibilities or ()}
         meant = _suggestion(bare, error.option_name.lstrip("-"), "--") or synopsis
         return UsageError(f"there is no option '{error.option_name}'", remedy=meant + help_line)
-    if isinstance(error, click.MissingParameter):
+    if isinstance(error, click.MissingParameter) or "unexpected extra" in error.message:
         help_line = synopsis + help_line
     what = error.format_message().strip().rstrip(".")
     return UsageError(f"{what[:1].lower()}{what[1:]}", remedy=help_line)

@@ -96,7 +96,10 @@ class _IntegerType(click.IntRange):
         try:
             found: int = super().convert(value, param, ctx)
         except click.BadParameter as error:
-            wanted = f"{self.min} or more" if self.min is not None else "a whole number"
+            number = isinstance(value, int) or re.fullmatch(r"[+-]?\d+", str(value).strip())
+            wanted = "a whole number" if self.min is None else f"{self.min} or more"
+            if not number and self.min is not None:
+                wanted = f"a whole number, {wanted}"
             raise click.BadParameter(f"{value} must be {wanted}", ctx, param) from error
         return found
 

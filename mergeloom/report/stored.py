@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mergeloom.engine.base.errors import OutputError, unreadable
 from mergeloom.engine.output.manifest import DIRECTORY
+from mergeloom.engine.output.manifest import NAME as MANIFEST
 from mergeloom.engine.storage.files import write_file
 from mergeloom.report.detail_records import DetailsReport
 from mergeloom.report.document import Document
@@ -81,6 +82,12 @@ def _read_document(output: Path, name: str, document: str) -> Document:
             raise ValueError("it is too large for a report")
         return decode(document, content)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if (output / DIRECTORY / MANIFEST).exists():
+            raise OutputError(
+                f"'{output}' is a finished merge whose report is missing",
+                remedy="'mergeloom verify' checks the output; the same merge with --restart writes "
+                "a report",
+            ) from error
         raise OutputError(
             f"'{output}' has no report of a merge",
             remedy="'mergeloom status' says what is there; a finished merge writes its report",

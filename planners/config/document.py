@@ -81,6 +81,13 @@ class _Reader:
                 "'mergeloom merge' needs 'merge_method' with 'models', 'slices' or 'modules'",
                 "other-kind",
             )
+        if "model_type" in keys and not keys.keys() & {"merge_method", "base_model", *_MODEL_KEYS}:
+            raise value.error(
+                "this is the configuration of a model, not of a merge",
+                "'mergeloom inspect DIR' shows the model in a directory, "
+                "'mergeloom init MODEL MODEL' writes the configuration of a merge",
+                "other-kind",
+            )
         written = keys.get("merge_method")
         name = None
         if written is not None and written.has_value:

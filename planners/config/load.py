@@ -59,6 +59,11 @@ def load_config(
         else:
             with open(path, "rb") as file:
                 content = file.read(MAX_BYTES + 1)
+        if b"\0" in content[:4096] and not content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise ConfigError(
+                f"{name} is not a text file, and a configuration is YAML",
+                remedy="'mergeloom inspect DIR' shows the model in a directory",
+            )
         text = content.decode("utf-8-sig")
     except IsADirectoryError as error:
         raise ConfigError(
