@@ -125,8 +125,11 @@ def test_alias_bombs_are_refused() -> None:
 def test_absent_huge_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_config(tmp_path / "none.yml")
-    with pytest.raises(ConfigError, match="too large"):
+    with pytest.raises(ConfigError, match="is not a text file"):
         load_config(Path("/dev/zero"))
+    (tmp_path / "huge.yml").write_bytes(b"#" * (5 << 20))
+    with pytest.raises(ConfigError, match="too large"):
+        load_config(tmp_path / "huge.yml")
     (tmp_path / "latin.yml").write_bytes("models:\n- été".encode("latin-1"))
     with pytest.raises(
         ConfigError, match=r"latin\.yml:2: not UTF-8 text: byte 0xe9: save it as UTF"
