@@ -23,6 +23,7 @@ from mergeloom.engine.base.errors import (
 if TYPE_CHECKING:
     from mergeloom.api import LoomWarning, Observer, merge, plan
     from mergeloom.exporting import export
+    from mergeloom.extracting import extract, plan_extract
     from mergeloom.methods.registry import register as register_method
     from mergeloom.queries import (
         clean,
@@ -66,11 +67,13 @@ __all__ = [
     "explain",
     "explain_lines",
     "export",
+    "extract",
     "init",
     "inspect",
     "list_methods",
     "merge",
     "plan",
+    "plan_extract",
     "plan_transplant",
     "read_details",
     "read_report",
@@ -85,6 +88,8 @@ __all__ = [
 _IN_API = frozenset({"LoomWarning", "Observer", "merge", "plan"})
 _ELSEWHERE = {
     "export": ("mergeloom.exporting", "export"),
+    "plan_extract": ("mergeloom.extracting", "plan_extract"),
+    "extract": ("mergeloom.extracting", "extract"),
     "register_method": ("mergeloom.methods.registry", "register"),
     "Progress": ("mergeloom.report.output_records", "Progress"),
     "MergeResult": ("mergeloom.results", "MergeResult"),

@@ -15,9 +15,12 @@ from typing import Any, TypeVar, cast
 from mergeloom.api import PLAN_OPTIONS, Observer
 from mergeloom.engine.base.errors import LoomError
 from mergeloom.engine.base.suggest import suggest
+from mergeloom.extracting import EXTRACT_OPTIONS
 from mergeloom.packages import missing_package
 from mergeloom.python_words import in_python
 from mergeloom.transplanting import TRANSPLANT_OPTIONS
+
+_FURTHER_OPTIONS = {"transplant": TRANSPLANT_OPTIONS, "extract": EXTRACT_OPTIONS}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,7 +58,7 @@ def _check_call(
     kinds = {each.name: each.kind for each in signature.parameters.values()}
     known = {each for each, kind in kinds.items() if kind is not inspect.Parameter.VAR_KEYWORD}
     if len(known) < len(kinds):
-        known |= TRANSPLANT_OPTIONS if name == "transplant" else PLAN_OPTIONS
+        known |= _FURTHER_OPTIONS.get(name, PLAN_OPTIONS)
     for each in named:
         if each not in known:
             raise LoomError(f"there is no option {each!r}", remedy=suggest(each, known))

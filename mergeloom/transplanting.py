@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from mergeloom import api, arguments
 from mergeloom.api import Observer
 from mergeloom.arguments import Pathlike, Size
-from mergeloom.engine.base.errors import Finding, LoomError
 from mergeloom.engine.hardware.accelerators import AUTO
+from mergeloom.made_configuration import plan_made
 from mergeloom.planners.planner import DEFAULT_SHARD_BYTES
 from mergeloom.results import MergeResult, PlannedMerge
 
@@ -80,27 +79,20 @@ def plan_transplant(
     }
     if dtype is not None:
         configuration["dtype"] = dtype
-    observer = observer or Observer()
-    try:
-        planned = api.plan(
-            configuration,
-            output=output,
-            ram=ram,
-            threads=threads,
-            device=device,
-            vram=vram,
-            seed=seed,
-            max_shard_size=max_shard_size,
-            model_dirs=model_dirs,
-            search=search,
-            observer=replace(observer, warned=lambda finding: None),
-        )
-    except LoomError as error:
-        error.reword(_without_place)
-        raise
-    planned = replace(planned, findings=tuple(map(_without_place, planned.findings)))
-    api.issue_warnings(planned.findings, observer)
-    return planned
+    return plan_made(
+        configuration,
+        _PATH,
+        observer,
+        output=output,
+        ram=ram,
+        threads=threads,
+        device=device,
+        vram=vram,
+        seed=seed,
+        max_shard_size=max_shard_size,
+        model_dirs=model_dirs,
+        search=search,
+    )
 
 
 TRANSPLANT_OPTIONS = frozenset(inspect.signature(plan_transplant).parameters)
@@ -127,13 +119,3 @@ def transplant(
     directory = arguments.path_of(output, "the output")
     planned = plan_transplant(model, donor, output=directory, observer=observer, **options)
     return api.merge(planned, directory, restart=restart, observer=observer)
-
-
-def _without_place(finding: Finding) -> Finding:
-    """A finding without its place in the configuration, which the user has not seen; it names the
-    option instead."""
-    path = "" if finding.place is None else finding.place.path
-    cause = finding.cause
-    if path.startswith(_PATH):
-        cause = f"--{path.removeprefix(_PATH).replace('_', '-')}: {cause}"
-    return replace(finding, place=None, cause=cause)

@@ -16,6 +16,8 @@ from mergeloom.engine.graph.graph import Graph, GraphBuilder, Load, Merge
 from mergeloom.engine.storage.folder import LocalFolder
 from mergeloom.methods.kernels.compare import Compare
 from mergeloom.planners.config.model_reference import parse_reference
+from mergeloom.planners.models.class_defaults import class_defaults
+from mergeloom.planners.models.differences import with_plain_rotary
 from mergeloom.planners.models.model import Model
 from mergeloom.planners.models.pool import Models
 from mergeloom.planners.models.resolve import Resolver
@@ -200,14 +202,24 @@ def _measuring_merge(
 def _config_differences(
     one: Mapping[str, Any], other: Mapping[str, Any], path: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    for key in dict.fromkeys([*one, *other]):
+    """Older and newer forms of rotary settings are the same; so are a value that is not written and
+    the same value as the default of the class, where that is known."""
+    first, second = with_plain_rotary(one), with_plain_rotary(other)
+    for key in dict.fromkeys([*first, *second]):
         if key in _IGNORED_KEYS:
             continue
-        here, there = one.get(key), other.get(key)
+        here, there = first.get(key), second.get(key)
         if isinstance(here, Mapping) and isinstance(there, Mapping):
             yield from _config_differences(here, there, f"{path}{key}.")
-        elif here != there:
+        elif here != there and _written(one, key, here) != _written(other, key, there):
             yield f"{path}{key}", here, there
+
+
+def _written(config: Mapping[str, Any], key: str, value: Any) -> Any:
+    """A value, or the default of its class if there is none."""
+    kind = config.get("model_type")
+    defaults = class_defaults(kind) if isinstance(kind, str) else None
+    return (defaults or {}).get(key) if value is None else value
 
 
 def _nothing_in_common(first: Model, second: Model, pattern: str | None) -> CheckpointError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import fields
+from typing import Annotated
 
 from mergeloom.command_line import Argument, Option
-from mergeloom.commands.unwritten import run_unwritten
+from mergeloom.commands.merge import run_merge
 from mergeloom.engine.base.records import dataclass
 from mergeloom.options import AsJson, ModelSearch, OutputPath, ResourceOptions
 from mergeloom.printer import Printer
@@ -35,13 +36,6 @@ class PartOptions:
         Option("--exclude", "--exclude-regex", "-e", metavar="REGEX", help="Not these modules."),
     ] = ()
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The same as in a configuration's ``extract``."""
-        patterns = {"save": self.save, "include": self.include, "exclude": self.exclude}
-        found = {key: list(given) for key, given in patterns.items() if given}
-        return {"rank": self.rank, "embeddings": self.embeddings, **found}
-
 
 def extract(
     model: Annotated[str, Argument(metavar="MODEL", help="The fine-tuned model.")],
@@ -68,11 +62,22 @@ def extract(
     changed; norms, biases and tables of tokens are saved as they are. The same command continues
     if interrupted.
     """
-    pair = {"model": model, "base_model": base}
-    configuration: dict[str, Any] = {"extract": {**pair, **parts.settings}}
-    if dtype is not None:
-        configuration["dtype"] = dtype
+    from mergeloom import extracting
+
     printer = Printer(as_json, quiet)
-    run_unwritten(
-        configuration, output, printer, search, resources, dry_run=dry_run, restart=restart
+    planned = extracting.plan_extract(
+        model,
+        base,
+        **{field.name: getattr(parts, field.name) for field in fields(parts)},
+        dtype=dtype,
+        output=output,
+        **resources.arguments,
+        **search.arguments,
+        observer=printer.planning(),
     )
+    if dry_run:
+        from mergeloom.report.terminal.plan import render_plan
+
+        printer.answer(planned.report, lambda: render_plan(planned.report))
+        return
+    run_merge(planned, output, printer, restart=restart)

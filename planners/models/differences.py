@@ -40,6 +40,7 @@ is a constant of what a layer computes."""
 _OUTER_ROTARY_KEYS = ("rope_theta", "partial_rotary_factor")
 """Rotary settings that older files have outside the object that newer files put them into."""
 
+_ROTARY_OBJECTS = ("rope_parameters", "rope_scaling")
 _ORIGINAL_LENGTH = "original_max_position_embeddings"
 
 _LIST_KEYS = re.compile(r"((?<!ffn_)(?<!qkv_)multipliers|time_step_limit|mrope_section)$")
@@ -203,7 +204,7 @@ def flattened_values(config: Mapping[str, Any], path: Path = ()) -> Iterator[tup
             continue
         unused = key == "sliding_window" and config.get("use_sliding_window") is False
         unused |= key == "hidden_act" and config.get("hidden_activation") is not None  # Gemma
-        if key in ("rope_parameters", "rope_scaling") or unused:
+        if key in _ROTARY_OBJECTS or unused:
             continue
         if isinstance(value, Mapping):
             if not _UNRELATED_OBJECTS.search(key):
@@ -211,6 +212,16 @@ def flattened_values(config: Mapping[str, Any], path: Path = ()) -> Iterator[tup
         else:
             yield (*path, key), value
     yield from _rotary_values(config, path)
+
+
+def with_plain_rotary(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration with rotary settings in one form: what newer files put into
+    ``rope_parameters`` is outside it."""
+    found = {path[0]: value for path, value in _rotary_values(config, ()) if len(path) == 1}
+    if not found:
+        return config
+    kept = {key: value for key, value in config.items() if key not in _ROTARY_OBJECTS}
+    return {**kept, **found}
 
 
 def _rotary_values(config: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Any]]:

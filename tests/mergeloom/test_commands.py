@@ -214,7 +214,7 @@ def test_the_report_is_kept_with_the_output(
     with pytest.raises(OutputError, match="is damaged, or of another version"):
         mergeloom.read_report(tmp_path / "out")
     path.unlink()
-    with pytest.raises(OutputError, match="has no report of a merge"):
+    with pytest.raises(OutputError, match="is a finished merge whose report is missing"):
         mergeloom.read_report(tmp_path / "out")
 
 

@@ -149,6 +149,19 @@ def test_structure_is_compared_from_headers_alone(tmp_path: Path) -> None:
         mergeloom.diff(tmp_path / "a", tmp_path / "b", match="qproj")
 
 
+def test_forms_of_one_setting_are_no_difference(tmp_path: Path) -> None:
+    tensors = {name: torch.ones(2, 2) for name in NAMES}
+    older = {**CONFIG, "rope_theta": 500000.0, "rms_norm_eps": 1e-6, "attention_dropout": 0.0}
+    newer = {**CONFIG, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+    write_checkpoint(tmp_path / "older", tensors, older)
+    write_checkpoint(tmp_path / "newer", tensors, newer)
+    found = mergeloom.diff(tmp_path / "older", tmp_path / "newer").settings
+    assert [(each.key, each.a, each.b) for each in found] == [("attention_dropout", 0.0, None)]
+    write_checkpoint(tmp_path / "other", tensors, {**older, "rope_theta": 10000.0})
+    found = mergeloom.diff(tmp_path / "other", tmp_path / "newer").settings
+    assert ("rope_theta", 10000.0, 500000.0) in [(each.key, each.a, each.b) for each in found]
+
+
 def test_undefined_numbers_are_none(tmp_path: Path) -> None:
     zero, one = torch.zeros(4), torch.tensor([1.0, float("nan"), 0.0, 2.0])
     write_checkpoint(tmp_path / "a", {"w": zero, "v": zero.clone()}, {})

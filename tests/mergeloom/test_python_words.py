@@ -176,9 +176,12 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
 
 
 def test_every_command_has_its_call_and_every_argument_is_documented() -> None:
-    """Commands of another program, and those that act on this machine only, have none; `merge`
-    takes the configuration of an extraction."""
-    calls = {"extract": None, "prepare": None, "mergekit-yaml": None, "mergekit-pytorch": None}
+    """Commands of another program, and those that act on this machine only, have none."""
+    calls: dict[str, str | None] = {
+        "prepare": None,
+        "mergekit-yaml": None,
+        "mergekit-pytorch": None,
+    }
     calls |= {"methods": "list_methods", "report": "read_report"}
     for command in COMMANDS:
         name = calls.get(command, command)

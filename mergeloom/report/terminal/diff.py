@@ -88,12 +88,16 @@ def _structure_lines(report: DiffReport) -> Iterator[RenderableType]:
             f"in a and {first.dtype_b} in b"
         )
     for setting in report.settings[:_MAX_NAMES]:
-        a, b = (printable(repr(value))[:_MAX_VALUE_LENGTH] for value in (setting.a, setting.b))
+        a, b = map(_value_text, (setting.a, setting.b))
         yield Text(f"config.json: {printable(setting.key)} is {a} in a, {b} in b")
     if len(report.settings) > _MAX_NAMES:
         yield Text(f"and {len(report.settings) - _MAX_NAMES} more values of config.json")
     if not (report.only_a or report.only_b or shapes):
         yield Text(f"the same {plural(len(report.tensors), 'tensor')}, of the same shapes")
+
+
+def _value_text(value: object) -> str:
+    return "not set" if value is None else printable(repr(value))[:_MAX_VALUE_LENGTH]
 
 
 def _listed_names(names: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 import mergeloom
+from mergeloom.cli import app
 from mergeloom.engine.base.errors import LoomError
 
 SIZES = {"vocab_size": 96, "max_position_embeddings": 64}
@@ -300,3 +301,18 @@ def test_mistakes_in_the_settings_are_named(tmp_path: Path) -> None:
     assert "write 'base_model: MODEL'" in refusal(tmp_path, {"extract": {"model": pair["model"]}})
     assert "is selected" in refusal(tmp_path, {"extract": {**pair, "include": "nothing"}})
     assert AutoConfig.from_pretrained(tmp_path / "base").model_type == "llama"
+
+
+def test_an_extraction_from_python_and_from_the_command_line(tmp_path: Path) -> None:
+    saved("llama", tmp_path / "base", 0)
+    saved("llama", tmp_path / "tuned", 1, 0.05)
+    models = tmp_path / "tuned", tmp_path / "base"
+    mergeloom.extract(*models, tmp_path / "one", rank=3, exclude="mlp", embeddings="skip")
+    assert len(load_file(tmp_path / "one" / "adapter_model.safetensors")) == 16 + 5
+    words = ["extract", *map(str, models), str(tmp_path / "two"), "--rank", "3", "-e", "mlp"]
+    assert not app([*words, "--embeddings", "skip", "-q"], standalone_mode=False)
+    one, two = (tmp_path / each / "adapter_model.safetensors" for each in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    with pytest.raises(LoomError) as caught:
+        mergeloom.plan_extract(*models, rank=0)
+    assert str(caught.value).startswith("rank: ")
