@@ -24,17 +24,17 @@ class PartOptions:
         Option(metavar="save|lora|skip", help="Whether embedding and head are saved as they are."),
     ] = "save"
     save: Annotated[
-        tuple[str, ...],
+        list[str] | None,
         Option("--save", "--save-module", metavar="REGEX", help="Modules saved as they are."),
-    ] = ()
+    ] = None
     include: Annotated[
-        tuple[str, ...],
+        list[str] | None,
         Option("--include", "--include-regex", "-i", metavar="REGEX", help="Only these modules."),
-    ] = ()
+    ] = None
     exclude: Annotated[
-        tuple[str, ...],
+        list[str] | None,
         Option("--exclude", "--exclude-regex", "-e", metavar="REGEX", help="Not these modules."),
-    ] = ()
+    ] = None
 
 
 def extract(
