@@ -55,7 +55,8 @@ def test_every_argument_that_is_named_exists() -> None:
     names = {value.partition("=")[0] for value in python_words._FLAGS.values()}
     names |= {each.replace("-", "_") for each in python_words._WITH_VALUES}
     names |= set(python_words._MAPPINGS.values())
-    functions = ("plan", "merge", "diff", "verify", "init", "export", "plan_transplant")
+    functions = ("plan", "merge", "diff", "verify", "init", "export")
+    functions += ("plan_transplant", "plan_extract")
     assert names <= set().union(*map(options_of, functions))
 
 
