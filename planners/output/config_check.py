@@ -79,7 +79,7 @@ class ConfigCheck:
     refusals: list[Finding] = field(default_factory=list)
     overridable: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    lost: Sequence[str] = ()
+    lost: list[str] = field(default_factory=list)
     """Weights outside the layers that the donor has and the output lacks."""
 
     def refuse(self, cause: str, remedy: str) -> None:

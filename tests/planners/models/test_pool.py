@@ -117,7 +117,9 @@ def test_an_error_says_what_was_found_instead_of_a_model(here: Path) -> None:
 def test_a_misspelt_stage_name_is_suggested(here: Path) -> None:
     text = "merge_method: passthrough\nmodels: [m/x]\nname: first\n---\n"
     text += "merge_method: passthrough\nmodels: [frist]"
-    with pytest.raises(CheckpointError, match="did you mean the stage 'first'"):
+    with pytest.raises(
+        CheckpointError, match="no stage or directory 'frist': did you mean 'first'"
+    ):
         plan_here(text)
 
 

@@ -169,9 +169,8 @@ def test_weights_outside_the_layers_are_compared() -> None:
     more = verdict(donor, model([FULL] * 2, depth(2), value_weight=(1, 8)))
     assert more.warnings == [
         "'value.weight': not in 'm', whose config.json the output gets: its class may ignore it",
-        "the output lacks 'score.weight', which 'm' has, whose config.json it gets: its class may "
-        "need it",
     ]
+    assert more.lost == ["score.weight"]
     other = verdict(donor, model([FULL] * 2, depth(2), score_weight=(2, 16)))
     assert [str(each) for each in other.refusals] == [
         "'score.weight' has 2x16, in 'm', whose config.json the output gets, 2x8: take layers from "
