@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import mergeloom
 from mergeloom.engine.base.errors import CheckpointError, ConfigError
@@ -350,6 +351,22 @@ def test_a_projector_may_have_a_module_of_its_own(tmp_path: Path, name: str) -> 
     one, other = tensors(first), tensors(second)
     for key, value in found.items():
         assert torch.equal(value, (other if "projector" in key else one)[key]), key
+
+
+def test_a_lost_projector_is_named_and_its_remedy_keeps_it(tmp_path: Path) -> None:
+    seeing = made(tmp_path / "a", 0, LLAVA_CLASS, **LLAVA)
+    reading = made(tmp_path / "b", 1, "LlamaForCausalLM")
+    modules: dict[str, Any] = {
+        "text_decoder": {"models": [str(reading)]},
+        "vision_tower": {"models": [str(seeing)]},
+    }
+    config = {"merge_method": "passthrough", "base_model": str(seeing), "modules": modules}
+    (warning,) = [each for each in mergeloom.plan(config).warnings if "lacks" in each.cause]
+    assert "the output lacks 'multi_modal_projector" in warning.cause
+    line = re.fullmatch(r"write '(.+)' under 'modules' to take it from there", warning.remedy)
+    assert line is not None
+    modules |= yaml.safe_load(line[1])
+    assert not [each for each in mergeloom.plan(config).warnings if "lacks" in each.cause]
 
 
 def test_modules_may_go_by_the_paths_of_layers(tmp_path: Path) -> None:
