@@ -52,6 +52,10 @@ class MachineCodeError(Exception):
     """Machine code cannot be compiled or used here; the message is one line."""
 
 
+class CacheError(MachineCodeError):
+    """The cache cannot be written to."""
+
+
 @dataclass(frozen=True)
 class CompiledFunction:
     """The machine code of one function: its name, entry symbol, types of arguments and result, and
@@ -161,9 +165,7 @@ class Library:
         """
         try:
             directory = self.directory
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):  # check that the result can be stored
-                pass
+            _check_writable(directory)
             processes = max(1, min(len(names), os.cpu_count() or 1, _MAX_COMPILERS))
             ordered = sorted(names)
             with ThreadPoolExecutor(processes) as threads:
@@ -202,6 +204,20 @@ class Library:
             return {name: _loaded(self.directory / name) for name in sorted(names)}
         except (OSError, RuntimeError, ValueError) as error:
             raise MachineCodeError(_one_line(error)) from error
+
+
+def _check_writable(directory: Path) -> None:
+    """Make a directory, and check that files can be stored there.
+
+    Raises:
+        CacheError: they cannot.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise CacheError(f"'{directory}' cannot be written to ({error.strerror})") from error
 
 
 def is_private(path: Path) -> bool:

@@ -19,7 +19,7 @@ from mergeloom.engine.base.units import MIB
 from mergeloom.engine.base.versions import version_of
 from mergeloom.engine.graph.arithmetic import DECODING, Arithmetic, Ops
 from mergeloom.engine.graph.kernel import Use
-from mergeloom.engine.hardware.machine_code import Library, MachineCodeError
+from mergeloom.engine.hardware.machine_code import CacheError, Library, MachineCodeError
 from mergeloom.methods.ops.cuda.arithmetic import CUDA
 from mergeloom.methods.ops.loops.sizes import (
     MAX_RANKED,
@@ -202,6 +202,11 @@ class CompiledArithmetic(Arithmetic):
     def build(self, operations: frozenset[str]) -> None:
         try:
             self._library.build(operations)
+        except CacheError as error:
+            raise RunError(
+                f"machine code cannot be stored: {error}",
+                remedy="set XDG_CACHE_HOME to a directory that can be written to",
+            ) from error
         except MachineCodeError as error:
             raise RunError(
                 f"machine code cannot be built: {error}",

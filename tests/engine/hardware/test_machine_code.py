@@ -16,6 +16,7 @@ from mergeloom.engine.hardware import machine_code as native_module
 from mergeloom.engine.hardware.machine_code import (
     FLOAT,
     INT,
+    CacheError,
     CompiledFunction,
     Library,
     MachineCodeError,
@@ -175,6 +176,15 @@ def test_without_a_home_nothing_is_built(library: Library, monkeypatch: pytest.M
     monkeypatch.setattr(Path, "expanduser", homeless)
     assert library.built() == frozenset()
     with pytest.raises(MachineCodeError, match="home directory"):
+        library.build(frozenset({"one"}))
+
+
+def test_a_cache_that_cannot_be_written_to_is_named(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(CacheError, match=r"/file/mergeloom/.*cannot be written to \(Not a dir"):
         library.build(frozenset({"one"}))
 
 

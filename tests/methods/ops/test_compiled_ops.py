@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from mergeloom.engine.base.dtypes import (
     BY_CODE,
 )
+from mergeloom.engine.base.errors import RunError
 from mergeloom.engine.graph.kernel import GrainView
 from mergeloom.methods import registry
 from mergeloom.methods.kernels import keep_at_random, keep_by_rank
@@ -474,3 +476,13 @@ def test_whole_kernels_agree_with_torch(
     remembered = run(kernel, inputs, Walk(1000, 3, memo=True))
     plain = run(kernel, inputs, Walk(1000, 3))
     assert torch.equal(remembered.view(torch.int32), plain.view(torch.int32))
+
+
+def test_a_cache_that_cannot_be_written_to_has_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(RunError) as caught:
+        COMPILED.build(frozenset({"combine"}))
+    assert caught.value.remedy == "set XDG_CACHE_HOME to a directory that can be written to"
