@@ -200,13 +200,13 @@ class Schedule:
     def repeated_bytes(self) -> int:
         """Bytes read repeatedly because memory is short.
 
-        Side inputs shared by several merges are always read for each of them, and not counted.
+        Side inputs are always read for each merge that has them, which does not count.
         """
-        works = (scheduled.work for scheduled in self.merges)
-        beside = [load for work in works if work.side or work.tables for load in work.side_loads]
-        sizes = [load.stored_bytes for load in beside], [load.stored_bytes for load in set(beside)]
-        once = sum(load.stored_bytes for load in self.graph.loads)
-        return max(self.read_bytes - once - (sum(sizes[0]) - sum(sizes[1])), 0)
+        works = [scheduled.work for scheduled in self.merges]
+        beside = [load for work in works for load in work.side_loads]
+        aligned = {load for work in works for load in work.leaves} if beside else self.graph.loads
+        once = sum(load.stored_bytes for load in (*aligned, *beside))
+        return max(self.read_bytes - once, 0)
 
     @property
     def computes(self) -> bool:

@@ -193,6 +193,23 @@ def test_modules_are_selected_by_name(tmp_path: Path) -> None:
     assert with_adapter(tmp_path, adapter) is not None
 
 
+def test_a_merge_that_is_never_written_has_an_adapter(tmp_path: Path) -> None:
+    base, tuned = saved("llama", tmp_path / "base", 0), saved("llama", tmp_path / "tuned", 1, 0.05)
+    (tmp_path / "merge.yml").write_text(
+        "merge_method: linear\nname: half\ndtype: float32\nparameters: {weight: 1}\n"
+        "models: [{model: base}, {model: tuned}]\n---\n"
+        "extract: {model: half, base_model: base, rank: 200, embeddings: skip}\n"
+    )
+    planned = mergeloom.plan(tmp_path / "merge.yml")
+    assert planned.report.io.repeated_bytes == 0
+    mergeloom.merge(planned, tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    stem = "model.layers.1.mlp.up_proj"
+    down, up = (tensors[f"base_model.model.{stem}.lora_{each}.weight"] for each in "AB")
+    change = tuned.state_dict()[f"{stem}.weight"] - base.state_dict()[f"{stem}.weight"]
+    torch.testing.assert_close(up @ down, change / 2, rtol=0, atol=1e-6)
+
+
 def test_a_model_with_more_tokens_gets_its_own_table(tmp_path: Path) -> None:
     saved("llama", tmp_path / "base", 0)
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
