@@ -205,7 +205,7 @@ class Schedule:
         works = [scheduled.work for scheduled in self.merges]
         beside = [load for work in works for load in work.side_loads]
         aligned = {load for work in works for load in work.leaves} if beside else self.graph.loads
-        once = sum(load.stored_bytes for load in (*aligned, *beside))
+        once: int = sum(load.stored_bytes for load in (*aligned, *beside))
         return max(self.read_bytes - once, 0)
 
     @property
