@@ -20,8 +20,7 @@ _NOT_LINEAR = re.compile(
     re.IGNORECASE,
 )
 """Matrices of modules that are no linear layers: PEFT cannot wrap routers, which are parameters of
-modules of their own, nor Mamba's last projection; and tables are
-looked up."""
+modules of their own, nor Mamba's last projection; and tables are looked up."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def choose_parts(tuned: Model, base: Model, document: ExtractDocument) -> Parts:
     for name in biases:
         module = name.removesuffix(_BIAS)
         parts.saved[name] = module + _BASE_BIAS if module in adapted else name
-    _check_loadable(parts, any(_EXPERTS.search(name) for name in names))
+    _check_loadable(parts, any(_EXPERTS.search(name.rpartition(".")[0]) for name in names))
     above = {module[:end] for module in adapted for end, sign in enumerate(module) if sign == "."}
     above.add("")  # the model itself
     for name in [name for name in parts.saved if name.rpartition(".")[0] in above]:
@@ -158,32 +157,37 @@ def _check_names(base: Model) -> None:
         )
 
 
-_EXPERTS = re.compile(r"\.experts\.")
-_NOT_LOADED = {
-    re.compile(r"\.(shared_)?experts?\."): "keep all experts of a layer in one tensor",
-    re.compile(r"\.(gate|up|down)_proj\."): "have these names for what experts share a tensor of",
-    re.compile(r"\.block_sparse_moe\."): "have another name for 'block_sparse_moe'",
-    re.compile(r"(^|\.)embed_out\."): "have another name for 'embed_out'",
+_EXPERTS = re.compile(r"\.experts(\.|$)")
+_LOST = {
+    r"\.(shared_)?experts?(\.|$)": "keep all experts of a layer in one tensor",
+    r"\.block_sparse_moe(\.|$)": "have another name for 'block_sparse_moe'",
+    r"(^|\.)embed_out$": "have another name for 'embed_out'",
 }
-"""Names in files that the classes of transformers 5 do not have, and why."""
+"""Modules that PEFT does not find, or not all of, in the classes of transformers 5, and why."""
+_LOST_BESIDE_EXPERTS = {
+    r"\.(gate|up|down)_proj$": "have modules of these names for what is one tensor of the experts"
+}
 
 
 def _check_loadable(parts: Parts, has_experts: bool) -> None:
-    """Check that no module is known to be lost when PEFT loads the adapter into transformers 5.
+    """Check that no module is known to be lost when PEFT loads the adapter.
 
     Raises:
         CheckpointError: one is.
     """
-    for pattern, why in _NOT_LOADED.items():
-        if "_proj" in pattern.pattern and not has_experts:
-            continue
-        found = next((name for name in parts.used if pattern.search(name)), None)
-        if found is not None:
-            raise CheckpointError(
-                f"PEFT does not load an adapter of '{found}' completely: the classes of "
-                f"transformers 5 {why}",
-                remedy=f"'exclude: {pattern.pattern}' leaves these modules out",
-            )
+    modules = [name.rpartition(".")[0] for name in parts.used]
+    patterns = _LOST | (_LOST_BESIDE_EXPERTS if has_experts else {})
+    found = {
+        pattern: module for pattern in patterns for module in modules if re.search(pattern, module)
+    }
+    for pattern, module in found.items():
+        quoted = ", ".join(f"'{each}'" for each in found)
+        listed = quoted if len(found) == 1 else f"[{quoted}]"
+        raise CheckpointError(
+            f"PEFT does not load an adapter of '{module}' completely: the classes of "
+            f"transformers 5 {patterns[pattern]}",
+            remedy=f'"exclude: {listed}" leaves out what it loses',
+        )
 
 
 def _reason_to_leave_out(

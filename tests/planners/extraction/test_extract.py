@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
@@ -24,6 +26,8 @@ from transformers import (
     MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -272,6 +276,16 @@ def test_what_peft_would_lose_is_refused_with_a_way_out(
     pair = pair_of(model(), tmp_path)
     assert message in refusal(tmp_path, {"extract": pair})
     assert mergeloom.plan({"extract": {**pair, **way_out}}).report.memory.minimum_bytes
+
+
+def test_the_remedy_leaves_out_everything_that_peft_would_lose(tmp_path: Path) -> None:
+    sizes = {**WIDE, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    config = Qwen3MoeConfig(**sizes, head_dim=8, mlp_only_layers=[0])
+    pair = pair_of(Qwen3MoeForCausalLM(config), tmp_path)
+    text = refusal(tmp_path, {"extract": pair})
+    remedy = re.search(r'"(exclude: .+)" leaves out', text)
+    assert remedy is not None
+    assert mergeloom.plan({"extract": {**pair, **yaml.safe_load(remedy[1])}})
 
 
 def test_parameters_beside_modules_with_factors_are_left_out_by_name(tmp_path: Path) -> None:
