@@ -7,6 +7,7 @@ approximation consists of the largest singular values and their vectors.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ _ZEROS = 4096
 
 
 @dataclass(frozen=True)
-class LeadingFactors(Kernel):
+class LeadingFactors(Kernel, ABC):
     """Two factors whose product is the best approximation, of rank ``rank``, of a matrix (rows,
     columns).
 
@@ -47,13 +48,13 @@ class LeadingFactors(Kernel):
         return shape
 
     @property
-    def uses(self) -> tuple[Use, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def uses(self) -> tuple[Use, ...]: ...
 
     @property
+    @abstractmethod
     def side_elements(self) -> list[int]:
         """The number of elements of each side input."""
-        raise NotImplementedError
 
     @property
     def shorter(self) -> int:
