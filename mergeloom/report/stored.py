@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergeloom.engine.base.errors import OutputError, unreadable
+from mergeloom.engine.base.errors import LoomError, OutputError, unreadable
 from mergeloom.engine.output.manifest import DIRECTORY
 from mergeloom.engine.output.manifest import NAME as MANIFEST
 from mergeloom.engine.storage.files import write_file
@@ -44,8 +44,9 @@ def _store(record: Document, name: str, output: Path) -> None:
 
 
 def record_check(output: Path, checked: CheckReport) -> None:
-    """Write the result of a later check into the report of a merge, if it is there."""
-    with contextlib.suppress(Exception):
+    """Write the result of a later check into the report of a merge. Without a readable report, or
+    where it cannot be written, nothing is: the caller has the result and says it."""
+    with contextlib.suppress(LoomError, OSError):
         _store(replace(stored_report(output), checked=checked), REPORT_FILE, output)
 
 
